@@ -1,0 +1,24 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test style benchmark
+
+# Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
+quickstart: $(VENV)/installed
+	$(BIN)/python examples/quickstart.py --output_dir outputs/quickstart
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+style: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: $(VENV)/installed
+	$(BIN)/python benchmarks/training_step.py
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,examples,test]"
+	touch $@
