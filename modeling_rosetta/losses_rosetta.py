@@ -1,0 +1,96 @@
+"""The terms of the training objective (paper, C.1) and the routing figures that go with them."""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+# Logits that are held at a time: 256 MiB in fp32.
+LOGITS_CHUNK = 2**26
+
+
+def cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Next-token cross-entropy, summed over the targets. Logits exist for one chunk of targets at a time, in fp32, and
+    are computed again for the gradient.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, S, D)`): after the final norm.
+        weight (`torch.Tensor` of shape `(V, D)`): of the language model head.
+        labels (`torch.LongTensor` of shape `(B, S)`): aligned with the input ids, -100 where there is no target.
+    """
+
+    def chunk_sum(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(F.linear(hidden, weight).float(), target, reduction="sum")
+
+    targets = labels[:, 1:]
+    kept = targets != -100
+    hidden, targets = hidden_states[:, :-1][kept], targets[kept]
+    rows = max(1, LOGITS_CHUNK // weight.shape[0])
+    if len(targets) <= rows:
+        return chunk_sum(hidden, targets)
+    return sum(
+        checkpoint(chunk_sum, hidden_chunk, target_chunk, use_reentrant=False)
+        for hidden_chunk, target_chunk in zip(hidden.split(rows), targets.split(rows), strict=True)
+    )
+
+
+def flow_matching_sum(velocity: torch.Tensor, velocity_labels: torch.Tensor, latent_grid_hw: torch.Tensor):
+    """
+    Squared error of the velocity, averaged within each image and summed over the images.
+
+    Args:
+        velocity, velocity_labels (`torch.Tensor` of shape `(L, C)`)
+        latent_grid_hw (`torch.LongTensor` of shape `(I, 2)`)
+    """
+    tokens_per_image = latent_grid_hw.prod(-1).to(velocity.device)
+    weight = (1 / tokens_per_image).repeat_interleave(tokens_per_image, output_size=len(velocity))
+    return ((velocity.float() - velocity_labels.float()).square().mean(-1) * weight).sum()
+
+
+def routing_losses(
+    router_logits: tuple[dict[str, torch.Tensor], ...],
+    real_tokens: dict[str, torch.Tensor],
+    streams: dict[str, list[str]],
+    top_k: int,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    Balance loss and capacity rate.
+
+    A pool of E experts has the balance loss E * sum_e(f_e * P_e), where f_e is the fraction of the assignments that
+    expert e gets and P_e its mean probability; it is 1 if all is even. In each attention stream the pools that got
+    tokens are averaged; streams and layers are summed, as the authors do. The capacity rate is the share of
+    assignments that would fit if each expert took at most its even share of them, or 4 (capacity factor 1.0;
+    nothing is dropped).
+
+    Args:
+        router_logits: for each layer and pool, logits `(T_pool, E)`.
+        real_tokens: for each pool, which of its tokens count, `(T_pool,)`.
+        streams: for each attention stream, its pools.
+        top_k (`int`): experts a token is routed to.
+
+    Returns:
+        The balance loss, and for each pool its capacity rate, averaged over the layers (NaN for a pool without
+        tokens); all scalars on the device.
+    """
+    pool_loss, present, capacity_rate = {}, {}, {}
+    for pool, real in real_tokens.items():
+        logits = torch.stack([layer[pool] for layer in router_logits])  # [layers, T, E]
+        num_experts, count = logits.shape[-1], real.sum()
+        with torch.no_grad():
+            chosen = logits.topk(top_k, dim=-1).indices
+            assigned = (F.one_hot(chosen, num_experts).sum(2) * real[:, None]).sum(1).float()  # [layers, E]
+            capacity = (count * top_k / num_experts).floor().clamp(min=4)
+            capacity_rate[pool] = assigned.clamp(max=capacity).sum() / (len(router_logits) * count * top_k)
+        fraction = assigned / (count * top_k).clamp(min=1)
+        mean_probability = (logits.softmax(-1) * real[:, None]).sum(1) / count.clamp(min=1)
+        pool_loss[pool] = num_experts * (fraction * mean_probability).sum()  # zero for a pool without tokens
+        present[pool] = (count > 0).float()
+    balance_loss = sum(
+        sum(pool_loss[pool] for pool in pools) / sum(present[pool] for pool in pools).clamp(min=1)
+        for pools in streams.values()
+    )
+    return balance_loss, capacity_rate
+
+
+__all__ = ["cross_entropy_sum", "flow_matching_sum", "routing_losses"]

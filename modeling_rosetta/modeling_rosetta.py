@@ -1,0 +1,778 @@
+"""
+Rosetta: one transformer that reads text, understands images and draws them (https://arxiv.org/abs/2607.00293).
+
+Section 3.2.1 of the paper is [`RosettaAttention`], section 3.2.2 is [`RosettaComposableFFN`]. Shapes: B batch,
+S sequence, T = B * S tokens, D hidden size, F expert width, E experts of a pool, K experts per token, L latent tokens
+of all images to draw, I images, C latent channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.integrations import use_experts_implementation
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3MLP,
+    Qwen3RMSNorm,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
+from transformers.utils import can_return_tuple
+
+from .configuration_rosetta import RosettaConfig
+from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
+from .losses_rosetta import cross_entropy_sum, flow_matching_sum, routing_losses
+from .positions_rosetta import get_rope_index, image_index
+
+
+class TokenGroups:
+    """Partition of the tokens among modules, made once a forward pass and used by every layer.
+
+    Args:
+        group_of_type (`list[int]`): the group of each token type.
+        token_types (`torch.LongTensor` of shape `(T,)`)
+    """
+
+    def __init__(self, group_of_type: list[int], token_types: torch.Tensor):
+        num_groups = max(group_of_type) + 1
+        self.order = None
+        if num_groups > 1:
+            groups = torch.tensor(group_of_type, device=token_types.device)[token_types]
+            self.order = groups.argsort(stable=True)
+            self.inverse = self.order.argsort()
+            self.sizes = torch.bincount(groups, minlength=num_groups).tolist()
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(T, ...) to one tensor (T_group, ...) a group."""
+        return (tokens,) if self.order is None else tokens[self.order].split(self.sizes)
+
+    def merge(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """One tensor (T_group, ...) a group back to (T, ...)."""
+        return parts[0] if self.order is None else torch.cat(parts)[self.inverse]
+
+
+@dataclass
+class TokenLayout:
+    """Who handles which token: `pools`, `streams` and `shared_experts` partition them; `shielded` (T, 1), if any,
+    marks those whose gradient must not reach the shared expert."""
+
+    pools: TokenGroups
+    streams: TokenGroups
+    shared_experts: TokenGroups
+    shielded: torch.Tensor | None = None
+
+
+def token_layout(config: RosettaConfig, token_types: torch.Tensor, shield_shared_expert: bool) -> TokenLayout:
+    """Reads the layout of `token_types` (T,) off the configuration."""
+    types = config.token_types
+    shared_experts = [*config.shared_experts, None]
+    shielded = None
+    if shield_shared_expert:
+        foundation = types[0]["shared_expert"]
+        shields = [i > 0 and t["shared_expert"] == foundation for i, t in enumerate(types)]
+        shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
+    return TokenLayout(
+        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types),
+        streams=TokenGroups([config.attention_streams.index(t["attention_stream"]) for t in types], token_types),
+        shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types),
+        shielded=shielded,
+    )
+
+
+class RosettaRouter(nn.Module):
+    """Router of one pool: softmax over its experts, top-k, renormalised. Always in fp32."""
+
+    def __init__(self, config: RosettaConfig, num_experts: int):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.weight = nn.Parameter(torch.empty(num_experts, config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(T, D) to logits (T, E), weights (T, K) and expert indices (T, K)."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = F.linear(hidden_states.float(), self.weight.float())
+        weights, index = logits.softmax(-1).topk(self.top_k, dim=-1)
+        return logits, weights / weights.sum(-1, keepdim=True), index
+
+
+@use_experts_implementation
+class RosettaExperts(nn.Module):
+    """The experts of one pool, fused into two weights and run by the experts implementation of the configuration."""
+
+    def __init__(self, config: RosettaConfig, num_experts: int):
+        super().__init__()
+        self.num_experts = num_experts
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * config.intermediate_size, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, config.intermediate_size))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+        """(T, D), (T, K) and (T, K) to (T, D); the reference that `experts_implementation="eager"` runs."""
+        output = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):  # also those without tokens, so that every weight gets a gradient
+            token, choice = torch.where(top_k_index == expert)
+            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            expert_output = expert_output * top_k_weights[token, choice, None]
+            output = output.index_add(0, token, expert_output.to(output.dtype))
+        return output
+
+
+class RosettaExpertPool(nn.Module):
+    """A router and the experts that it alone routes to."""
+
+    def __init__(self, config: RosettaConfig, num_experts: int):
+        super().__init__()
+        self.router = RosettaRouter(config, num_experts)
+        self.experts = RosettaExperts(config, num_experts)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, D) to the weighted sum of the chosen experts (T, D) and the router's logits (T, E)."""
+        logits, weights, index = self.router(hidden_states)
+        if not self.training and len(hidden_states) == 0:
+            return hidden_states, logits
+        return self.experts(hidden_states, index, weights.to(hidden_states.dtype)), logits
+
+
+class RosettaComposableFFN(nn.Module):
+    """Composable FFN (paper, 3.2.2): each token type has its pool of experts, the shared expert sees every token."""
+
+    def __init__(self, config: RosettaConfig):
+        super().__init__()
+        self.pools = nn.ModuleDict(
+            {pool: RosettaExpertPool(config, config.expert_pools[pool]) for pool in config.pools}
+        )
+        self.shared_experts = nn.ModuleDict({name: Qwen3MLP(config) for name in config.shared_experts})
+
+    def forward(
+        self, hidden_states: torch.Tensor, layout: TokenLayout
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Equation (2). (T, D) to (T, D) and the router logits (T_pool, E) of each pool."""
+        routed, router_logits = [], {}
+        for (name, pool), tokens in zip(self.pools.items(), layout.pools.split(hidden_states), strict=True):
+            output, router_logits[name] = pool(tokens)
+            routed.append(output)
+        routed = layout.pools.merge(routed)
+
+        parts = layout.shared_experts.split(hidden_states)
+        shared = [expert(tokens) for expert, tokens in zip(self.shared_experts.values(), parts, strict=False)]
+        shared += [torch.zeros_like(tokens) for tokens in parts[len(shared) :]]  # token types without shared expert
+        shared = layout.shared_experts.merge(shared)
+        if layout.shielded is not None:
+            shared = torch.where(layout.shielded, shared.detach(), shared)  # Warmup Gradient Shielding, B.1
+        return shared + routed, router_logits
+
+
+class RosettaAttentionStream(nn.Module):
+    """Projections and query/key norms of one attention stream."""
+
+    def __init__(self, config: RosettaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size, kv_size = (n * self.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(T, D) to queries (T, H, d), keys and values (T, H_kv, d)."""
+        per_head = (-1, self.head_dim)
+        return (
+            self.q_norm(self.q_proj(hidden_states).unflatten(-1, per_head)),
+            self.k_norm(self.k_proj(hidden_states).unflatten(-1, per_head)),
+            self.v_proj(hidden_states).unflatten(-1, per_head),
+        )
+
+
+class RosettaAttention(nn.Module):
+    """Unified attention (paper, 3.2.1): all tokens attend together; with one stream they share the projections too."""
+
+    def __init__(self, config: RosettaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = True
+        self.streams = nn.ModuleDict({name: RosettaAttentionStream(config) for name in config.attention_streams})
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask,
+        layout: TokenLayout,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(B, S, D) to (B, S, D)."""
+        batch_and_length = hidden_states.shape[:2]
+        projected = [
+            stream(tokens)
+            for stream, tokens in zip(
+                self.streams.values(), layout.streams.split(hidden_states.flatten(0, 1)), strict=True
+            )
+        ]
+        query, key, value = (
+            layout.streams.merge(list(parts)).unflatten(0, batch_and_length).transpose(1, 2)
+            for parts in zip(*projected, strict=True)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, _ = attention(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        parts = layout.streams.split(output.flatten(0, 1).flatten(1))
+        output = [stream.o_proj(tokens) for stream, tokens in zip(self.streams.values(), parts, strict=True)]
+        return layout.streams.merge(output).unflatten(0, batch_and_length)
+
+
+class RosettaDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: RosettaConfig, layer_idx: int):
+        super().__init__()
+
+        def norms() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {name: Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for name in config.attention_streams}
+            )
+
+        self.input_layernorm = norms()
+        self.self_attn = RosettaAttention(config, layer_idx)
+        self.post_attention_layernorm = norms()
+        self.mlp = RosettaComposableFFN(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, layout: TokenLayout, **kwargs
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(B, S, D) to (B, S, D) and the router logits (T_pool, E) of each pool."""
+        normed = self._norm(self.input_layernorm, hidden_states, layout.streams)
+        hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)
+        normed = self._norm(self.post_attention_layernorm, hidden_states, layout.streams)
+        output, router_logits = self.mlp(normed.flatten(0, 1), layout)
+        return hidden_states + output.view_as(hidden_states), router_logits
+
+    @staticmethod
+    def _norm(norms: nn.ModuleDict, hidden_states: torch.Tensor, streams: TokenGroups) -> torch.Tensor:
+        parts = streams.split(hidden_states.flatten(0, 1))
+        normed = [norm(tokens) for norm, tokens in zip(norms.values(), parts, strict=True)]
+        return streams.merge(normed).view_as(hidden_states)
+
+
+class RosettaVisionModel(Qwen3VLVisionModel):
+    # The library's list also names a decoder layer that this model does not have, which FSDP cannot find.
+    _no_split_modules = ["Qwen3VLVisionBlock"]
+
+
+class RosettaPreTrainedModel(PreTrainedModel):
+    config: RosettaConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RosettaDecoderLayer", "Qwen3VLVisionBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # its kernels ignore the full attention inside images
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, RosettaRouter):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, RosettaExperts):
+            init.normal_(module.gate_up_proj, std=std)
+            init.normal_(module.down_proj, std=std)
+        elif isinstance(module, LatentIn | LatentOut):
+            init.zeros_(module.block.conv2.weight)
+            init.zeros_(module.block.conv2.bias)
+
+
+@dataclass
+class RosettaModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, S, D)`): after the final norm.
+        latent_hidden_states (`torch.Tensor` of shape `(L, D)`, *optional*): at the positions of the latents, before
+            the final norm; what the velocity is read from.
+        past_key_values (`Cache`, *optional*)
+        router_logits: for each layer and pool, logits `(T_pool, E)`.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and the output of the last,
+            `(B, S, D)`, before the final norm.
+        layout (`TokenLayout`): which tokens belong to which pool.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    latent_hidden_states: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    layout: TokenLayout | None = None
+
+
+class RosettaModel(RosettaPreTrainedModel):
+    """The transformer: embeds every token type, runs the decoder layers, returns hidden states."""
+
+    def __init__(self, config: RosettaConfig):
+        super().__init__(config)
+        self.vision_type = config.token_type_index("pixel_values")
+        self.latent_type = config.token_type_index("noisy_latents")
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # Slots that stay empty until their token type is mounted keep the order of the parameters the same.
+        for name in ("visual", "latent_in", "timestep_embedder"):
+            self.register_module(name, None)
+        if self.vision_type is not None:
+            self.visual = RosettaVisionModel._from_config(config.vision_config)
+        if self.latent_type is not None:
+            self.latent_in = LatentIn(config)
+            if config.timestep_token_id is not None:
+                self.timestep_embedder = TimestepEmbedder(config.hidden_size)
+        self.layers = nn.ModuleList([RosettaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3VLTextRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def image_grids(
+        self, image_grid_thw: torch.Tensor | None = None, latent_grid_hw: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
+        """Grids (I, 2) in tokens of the images of each token type that is given."""
+        grids = {}
+        if image_grid_thw is not None:
+            grids[self.vision_type] = image_grid_thw[:, 1:] // self.config.vision_config.spatial_merge_size
+        if latent_grid_hw is not None:
+            grids[self.latent_type] = latent_grid_hw
+        return grids
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        noisy_latents: torch.Tensor | None = None,
+        latent_grid_hw: torch.LongTensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        shield_shared_expert: bool = False,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> RosettaModelOutput:
+        """See [`RosettaForCausalLMAndImageGeneration.forward`]."""
+        self._check_inputs(
+            input_ids,
+            token_type_ids,
+            inputs_embeds,
+            pixel_values,
+            image_grid_thw,
+            noisy_latents,
+            latent_grid_hw,
+            timesteps,
+            sequence_ids,
+            past_key_values,
+        )
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        token_types = token_type_ids.flatten()
+
+        embeds = inputs_embeds.flatten(0, 1)
+        vision_positions, deepstack_features = None, []
+        if pixel_values is not None or (self.training and self.vision_type is not None):
+            features, deepstack_features = self._embed_images(pixel_values, image_grid_thw)
+            vision_positions = (token_types == self.vision_type).nonzero().squeeze(-1)
+            embeds = self._place(embeds, vision_positions, features, "pixel_values")
+        latent_positions = None
+        if noisy_latents is not None:
+            embeds, latent_positions = self._place_latents(
+                embeds, token_types, input_ids, noisy_latents, latent_grid_hw, timesteps
+            )
+        hidden_states = embeds.view_as(inputs_embeds)
+
+        if use_cache and past_key_values is None and sequence_ids is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        grids = self.image_grids(image_grid_thw, latent_grid_hw)
+        if position_ids is None:
+            position_ids = self._positions(token_type_ids, grids, attention_mask, past_length)
+        mask = self._attention_mask(
+            hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values
+        )
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        layout = token_layout(self.config, token_types, shield_shared_expert)
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        all_hidden_states, router_logits = [hidden_states], []
+        for index, layer in enumerate(self.layers):
+            hidden_states, layer_router_logits = layer(
+                hidden_states,
+                layout=layout,
+                position_embeddings=position_embeddings,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            if index < len(deepstack_features):
+                deepstack = hidden_states.flatten(0, 1).index_add(
+                    0, vision_positions, deepstack_features[index].to(hidden_states.dtype)
+                )
+                hidden_states = deepstack.view_as(hidden_states)
+            all_hidden_states.append(hidden_states)
+            router_logits.append(layer_router_logits)
+
+        return RosettaModelOutput(
+            last_hidden_state=self.norm(hidden_states),
+            latent_hidden_states=(
+                hidden_states.flatten(0, 1)[latent_positions] if latent_positions is not None else None
+            ),
+            past_key_values=past_key_values,
+            router_logits=tuple(router_logits),
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            layout=layout,
+        )
+
+    def _check_inputs(
+        self,
+        input_ids,
+        token_type_ids,
+        inputs_embeds,
+        pixel_values,
+        image_grid_thw,
+        noisy_latents,
+        latent_grid_hw,
+        timesteps,
+        sequence_ids,
+        past_key_values,
+    ):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        for source, given, companions in (
+            ("pixel_values", pixel_values, {"image_grid_thw": image_grid_thw}),
+            ("noisy_latents", noisy_latents, {"latent_grid_hw": latent_grid_hw, "timesteps": timesteps}),
+        ):
+            if given is None or len(given) == 0:
+                continue
+            if self.config.token_type_index(source) is None:
+                raise ValueError(f"`{source}` was given, but no token type of this model embeds from it.")
+            for name, value in {"token_type_ids": token_type_ids, **companions}.items():
+                if value is None:
+                    raise ValueError(f"`{source}` needs `{name}` beside it, which is missing.")
+        if noisy_latents is not None:
+            images, latents = len(latent_grid_hw), int(latent_grid_hw.prod(-1).sum())
+            if tuple(noisy_latents.shape) != (latents, self.config.latent_channels):
+                raise ValueError(
+                    f"`noisy_latents` must have shape ({latents}, {self.config.latent_channels}), as `latent_grid_hw` "
+                    f"and the configuration say, got {tuple(noisy_latents.shape)}."
+                )
+            if tuple(timesteps.shape) != (images,):
+                raise ValueError(f"`timesteps` must have shape ({images},), got {tuple(timesteps.shape)}.")
+        if sequence_ids is not None and past_key_values is not None:
+            raise ValueError("`sequence_ids` (packed rows) cannot be combined with `past_key_values`.")
+
+    def _embed_images(self, pixel_values, image_grid_thw) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features (L_vit, D) at the ViT positions, and the DeepStack features of the same shape."""
+        dtype = self.visual.patch_embed.proj.weight.dtype
+        if pixel_values is not None:
+            output = self.visual(pixel_values.to(dtype), grid_thw=image_grid_thw, return_dict=True)
+            return output.pooler_output, output.deepstack_features
+        # No image in this batch: one of a single token, then dropped, keeps the ViT's parameters in the graph.
+        vision = self.config.vision_config
+        merge = vision.spatial_merge_size
+        patch_size = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        grid = torch.tensor([[1, merge, merge]], device=self.device)
+        pixels = torch.zeros(merge**2, patch_size, dtype=dtype, device=self.device)
+        output = self.visual(pixels, grid_thw=grid, return_dict=True)
+        return output.pooler_output[:0], [features[:0] for features in output.deepstack_features]
+
+    def _place_latents(
+        self, embeds, token_types, input_ids, noisy_latents, latent_grid_hw, timesteps
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts the embedded latents, and the time where there is a timestep token, into `embeds` (T, D)."""
+        positions = (token_types == self.latent_type).nonzero().squeeze(-1)
+        features = self.latent_in(noisy_latents, timesteps, latent_grid_hw.tolist())
+        embeds = self._place(embeds, positions, features, "noisy_latents")
+        if self.config.timestep_token_id is not None and input_ids is not None:
+            timestep_positions = (input_ids.flatten() == self.config.timestep_token_id).nonzero().squeeze(-1)
+            if len(timestep_positions) > 0 or self.training:
+                times = timesteps if len(timestep_positions) else timesteps[:0]
+                embeds = self._place(embeds, timestep_positions, self.timestep_embedder(times), "timesteps")
+        return embeds, positions
+
+    @staticmethod
+    def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor, source: str) -> torch.Tensor:
+        if len(positions) != len(features):
+            raise ValueError(
+                f"`{source}` gives {len(features)} embeddings, but the sequence has {len(positions)} places for them."
+            )
+        return embeds.index_copy(0, positions, features.to(embeds.dtype))
+
+    @staticmethod
+    def _positions(token_type_ids, grids, attention_mask, past_length) -> torch.Tensor:
+        """M-RoPE positions (3, B, S) of a forward pass that was given none."""
+        if past_length > 0:
+            if grids:
+                raise ValueError("`position_ids` must be given with images whose prompt is in `past_key_values`.")
+            batch, length = token_type_ids.shape
+            positions = torch.arange(past_length, past_length + length, device=token_type_ids.device)
+            return positions.expand(3, batch, -1)
+        padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        return get_rope_index(token_type_ids, grids, padding)
+
+    def _attention_mask(self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values):
+        """Causal, with full attention inside each image and none between packed samples."""
+        blocks = None
+        for token_type, grid_hw in grids.items():
+            if len(grid_hw) == 0:
+                continue
+            image = image_index(token_type_ids, token_type, grid_hw.prod(-1))
+            first = 0 if blocks is None else blocks.max() + 1  # images of two types are not one block
+            image = torch.where(image >= 0, image + first, -1)
+            blocks = image if blocks is None else torch.maximum(blocks, image)
+        if blocks is not None and past_key_values is not None:
+            # An image never spans two calls, so nothing in the cache is in a block.
+            blocks = F.pad(blocks, (past_key_values.get_seq_length(), 0), value=-1)
+        positions = None
+        if sequence_ids is not None:
+            attention_mask = None  # padding has a sequence of its own
+            positions = _positions_in_sequence(sequence_ids)
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=positions,
+            block_sequence_ids=blocks,
+        )
+
+
+def _positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
+    """Packed sample numbers (B, S) to positions that start at 0 in each sample: how the mask tells them apart."""
+    position = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)
+    starts = F.pad(sequence_ids[:, 1:] != sequence_ids[:, :-1], (1, 0), value=True)
+    return position - (position * starts).cummax(-1).values
+
+
+@dataclass
+class RosettaOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, *optional*): `text_loss + flow_loss_coef * flow_loss + router_aux_loss_coef * aux_loss`.
+        logits (`torch.Tensor` of shape `(B, S, V)`, *optional*)
+        velocity (`torch.Tensor` of shape `(L, C)`, *optional*): predicted noise - data of each latent token.
+        text_loss, flow_loss, aux_loss (`torch.Tensor`, *optional*): cross-entropy in nats a target, squared error of
+            the velocity an image, and balance loss.
+        capacity_rate (`dict[str, torch.Tensor]`, *optional*): for each pool, see `routing_losses`.
+        past_key_values (`Cache`, *optional*)
+        router_logits: on request; for each layer and pool, logits `(T_pool, E)`.
+        hidden_states: on request; the input of each layer and the output of the last.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    flow_loss: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    capacity_rate: dict[str, torch.Tensor] | None = None
+    past_key_values: Cache | None = None
+    router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMixin):
+    """Rosetta with its two heads: the next token, and the velocity of the images to draw."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = False  # the losses are means, each over targets of its own
+
+    def __init__(self, config: RosettaConfig):
+        super().__init__(config)
+        self.model = RosettaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.token_type_index("noisy_latents") is not None:
+            self.latent_out = LatentOut(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        noisy_latents: torch.Tensor | None = None,
+        latent_grid_hw: torch.LongTensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        velocity_labels: torch.Tensor | None = None,
+        shield_shared_expert: bool = False,
+        num_text_targets: torch.Tensor | int | None = None,
+        num_latent_images: torch.Tensor | int | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        output_router_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> RosettaOutput:
+        r"""
+        Args:
+            input_ids (`(B, S)`): placeholders at image positions.
+            token_type_ids (`(B, S)`): index into `config.token_types`; text where absent.
+            attention_mask (`(B, S)`): 1 real, 0 padding; or a boolean mask `(B, 1, S, S)`, used as it is.
+            sequence_ids (`(B, S)`): packed sample number, -1 for padding; absent if a row holds one sample.
+            position_ids (`(3, B, S)`): M-RoPE positions; computed where absent, for what follows a cached prompt as
+                if that was all text.
+            labels (`(B, S)`): text targets aligned with `input_ids`, -100 elsewhere.
+            pixel_values, image_grid_thw: images to understand, as for Qwen3-VL.
+            noisy_latents (`(L, C)`): tokens of all images to draw, normalised and patchified, row-major, in order.
+            latent_grid_hw (`(I, 2)`): their grids.
+            timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
+            velocity_labels (`(L, C)`): noise - data.
+            shield_shared_expert (`bool`): detach the shared expert's output for all tokens but the foundation's
+                (paper, B.1, stage 1).
+            num_text_targets, num_latent_images: what the sums of the text and the flow loss are divided by; default
+                to the numbers in this batch. Give the numbers in the global batch to accumulate gradients.
+            logits_to_keep: how many logits to compute, counted from the end, or at which positions; 0 for all.
+                Default: all without `labels`, none with them.
+
+        Returns:
+            [`RosettaOutput`]
+
+        Raises:
+            ValueError: if inputs are missing or do not fit together.
+        """
+        if velocity_labels is not None and (noisy_latents is None or velocity_labels.shape != noisy_latents.shape):
+            given = "missing" if noisy_latents is None else f"of shape {tuple(noisy_latents.shape)}"
+            raise ValueError(
+                f"`velocity_labels` of shape {tuple(velocity_labels.shape)} need `noisy_latents` of the same shape, "
+                f"which are {given}."
+            )
+        if noisy_latents is None and self.training and self.model.latent_type is not None:
+            # A batch that draws nothing still has the parameters of drawing in its graph.
+            noisy_latents = velocity_labels = torch.zeros(0, self.config.latent_channels, device=self.device)
+            latent_grid_hw = torch.zeros(0, 2, dtype=torch.long, device=self.device)
+            timesteps = torch.zeros(0, device=self.device)
+        outputs = self.model(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            attention_mask=attention_mask,
+            sequence_ids=sequence_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            noisy_latents=noisy_latents,
+            latent_grid_hw=latent_grid_hw,
+            timesteps=timesteps,
+            shield_shared_expert=shield_shared_expert,
+            use_cache=self.config.use_cache if use_cache is None else use_cache,
+            output_hidden_states=output_hidden_states,
+            **kwargs,
+        )
+
+        logits = None
+        if logits_to_keep is not None or labels is None:
+            keep = slice(-(logits_to_keep or 0), None) if not torch.is_tensor(logits_to_keep) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        velocity = None
+        if noisy_latents is not None:
+            velocity = self.latent_out(outputs.latent_hidden_states, timesteps, latent_grid_hw.tolist())
+
+        loss = text_loss = flow_loss = aux_loss = capacity_rate = None
+        if labels is not None or velocity_labels is not None:
+            loss = 0.0
+            if labels is not None:
+                count = (labels[:, 1:] != -100).sum() if num_text_targets is None else num_text_targets
+                text_sum = cross_entropy_sum(outputs.last_hidden_state, self.lm_head.weight, labels)
+                text_loss = text_sum / _at_least_one(count)
+                loss = loss + text_loss
+            if velocity_labels is not None:
+                count = len(latent_grid_hw) if num_latent_images is None else num_latent_images
+                flow_sum = flow_matching_sum(velocity, velocity_labels, latent_grid_hw)
+                flow_loss = flow_sum / _at_least_one(count)
+                loss = loss + self.config.flow_loss_coef * flow_loss
+            real_tokens = self._real_tokens(outputs.last_hidden_state, attention_mask, sequence_ids, outputs.layout)
+            aux_loss, capacity_rate = routing_losses(
+                outputs.router_logits, real_tokens, self.config.pools_of_stream, self.config.num_experts_per_tok
+            )
+            loss = loss + self.config.router_aux_loss_coef * aux_loss
+
+        return RosettaOutput(
+            loss=loss,
+            logits=logits,
+            velocity=velocity,
+            text_loss=text_loss,
+            flow_loss=flow_loss,
+            aux_loss=aux_loss,
+            capacity_rate=capacity_rate,
+            past_key_values=outputs.past_key_values,
+            router_logits=outputs.router_logits if output_router_logits else None,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _real_tokens(self, hidden_states, attention_mask, sequence_ids, layout) -> dict[str, torch.Tensor]:
+        """For each pool, which of its tokens count in the balance loss."""
+        real = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        if not self.config.balance_padding:
+            if sequence_ids is not None:
+                real = sequence_ids >= 0
+            elif attention_mask is not None and attention_mask.ndim == 2:
+                real = attention_mask.bool()
+        return dict(zip(self.config.pools, layout.pools.split(real.flatten()), strict=True))
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        """M-RoPE positions (3, B, S) of the prompt; `generate` extends them by one a token."""
+        cache = model_kwargs.get("past_key_values")
+        token_type_ids = model_kwargs.get("token_type_ids")
+        if token_type_ids is None or (cache is not None and cache.get_seq_length() > 0):
+            positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+            return positions.expand(3, *positions.shape)
+        grids = self.model.image_grids(model_kwargs.get("image_grid_thw"), model_kwargs.get("latent_grid_hw"))
+        return get_rope_index(token_type_ids, grids, model_kwargs.get("attention_mask"))
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            # Images are in the cache after the prompt.
+            for key in ("pixel_values", "image_grid_thw", "noisy_latents", "latent_grid_hw", "timesteps"):
+                model_inputs.pop(key, None)
+        return model_inputs
+
+
+def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
+    return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
+
+
+__all__ = ["RosettaForCausalLMAndImageGeneration", "RosettaModel", "RosettaPreTrainedModel"]

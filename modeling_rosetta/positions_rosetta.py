@@ -1,0 +1,71 @@
+"""Which image each token belongs to, and the M-RoPE positions that follow from it."""
+
+import torch
+
+
+def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image: torch.Tensor) -> torch.Tensor:
+    """
+    Number of the image that each token of one type belongs to.
+
+    Args:
+        token_type_ids (`torch.LongTensor` of shape `(B, S)`)
+        token_type (`int`): the type whose tokens are images.
+        tokens_per_image (`torch.LongTensor` of shape `(I,)`): images in the order of their tokens, row after row.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, S)`: 0 to I - 1 at tokens of the type, -1 elsewhere.
+
+    Raises:
+        ValueError: if the images do not have as many tokens as there are positions for them.
+    """
+    of_type = token_type_ids == token_type
+    images = torch.arange(len(tokens_per_image), device=token_type_ids.device)
+    owners = images.repeat_interleave(tokens_per_image.to(token_type_ids.device))
+    positions = int(of_type.sum())
+    if positions != len(owners):
+        raise ValueError(
+            f"`token_type_ids` has {positions} positions of type {token_type}, but the images given for that type "
+            f"have {len(owners)} tokens."
+        )
+    return torch.full_like(token_type_ids, -1).masked_scatter(of_type, owners)
+
+
+def get_rope_index(
+    token_type_ids: torch.Tensor,
+    image_grids: dict[int, torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    M-RoPE positions. Text advances by one and has t = h = w. An image that starts at s has t = s, h = s + row and
+    w = s + column, and the text after it goes on at s + max(height, width).
+
+    Args:
+        token_type_ids (`torch.LongTensor` of shape `(B, S)`)
+        image_grids (`dict[int, torch.LongTensor]`): for each token type that is an image, the grids `(I, 2)` of its
+            images: height and width in tokens, in the order of the tokens.
+        attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): padding (0) does not advance.
+
+    Returns:
+        `torch.LongTensor` of shape `(3, B, S)`.
+
+    Raises:
+        ValueError: if the images do not have as many tokens as there are positions for them.
+    """
+    advance = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask.to(token_type_ids.dtype)
+    offsets = torch.zeros(3, *token_type_ids.shape, dtype=torch.long, device=token_type_ids.device)
+    for token_type, grid_hw in image_grids.items():
+        height, width = grid_hw.to(token_type_ids.device).unbind(-1)
+        image = image_index(token_type_ids, token_type, height * width)
+        of_type = image >= 0
+        owner = image[of_type]
+        first = torch.cumsum(height * width, 0) - height * width
+        place = torch.arange(len(owner), device=owner.device) - first[owner]
+        last = place == (height * width)[owner] - 1
+        advance = advance.masked_scatter(of_type, torch.where(last, torch.maximum(height, width)[owner], 0))
+        offsets[1] = offsets[1].masked_scatter(of_type, place // width[owner])
+        offsets[2] = offsets[2].masked_scatter(of_type, place % width[owner])
+    start = advance.cumsum(-1) - advance
+    return start + offsets
+
+
+__all__ = ["get_rope_index", "image_index"]

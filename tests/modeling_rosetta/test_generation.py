@@ -1,0 +1,66 @@
+"""`generate` with images and without, with a cache and without, padded and not."""
+
+import torch
+
+from modeling_rosetta.positions_rosetta import get_rope_index
+from tests.conftest import TEXT, VAE, VIT, sample
+
+
+def prompt(kinds: str, seed: int = 0) -> dict:
+    return {k: v for k, v in sample(kinds, seed).items() if k not in ("labels", "velocity_labels")}
+
+
+def greedy(model, inputs: dict, **kwargs) -> torch.Tensor:
+    out = model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=0, **kwargs)
+    return out[:, inputs["input_ids"].shape[1] :]
+
+
+def test_positions_of_text_and_images():
+    types = torch.tensor([[TEXT] * 2 + [VIT] * 6 + [TEXT] + [VAE] * 2 + [TEXT]])
+    positions = get_rope_index(types, {VIT: torch.tensor([[2, 3]]), VAE: torch.tensor([[2, 1]])})
+    assert positions[0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 6, 8]
+    assert positions[1, 0].tolist() == [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8]
+    assert positions[2, 0].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 6, 8]
+
+
+def test_cached_generation_is_the_uncached_one(model):
+    for kinds in ("t", "tut", "tgt", "tugt"):
+        inputs = prompt(kinds)
+        assert torch.equal(greedy(model, inputs), greedy(model, inputs, use_cache=False))
+
+
+def test_generation_continues_what_a_full_forward_predicts(model):
+    """Token by token, with the positions of the whole sequence computed anew each time."""
+    inputs = prompt("tut")
+    generated = greedy(model, inputs)
+    for token in generated[0]:
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        assert logits[0, -1].argmax() == token
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token.view(1, 1)], dim=1)
+        inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.zeros(1, 1, dtype=torch.long)], dim=1)
+
+
+def test_batched_generation_with_left_padding_is_each_prompt_alone(model):
+    prompts = [prompt("tut", 1), prompt("t", 2)]
+    length = max(p["input_ids"].shape[1] for p in prompts)
+    batch = {"pixel_values": prompts[0]["pixel_values"], "image_grid_thw": prompts[0]["image_grid_thw"]}
+    for key in ("input_ids", "token_type_ids"):
+        rows = [torch.nn.functional.pad(p[key], (length - p[key].shape[1], 0)) for p in prompts]
+        batch[key] = torch.cat(rows)
+    batch["attention_mask"] = torch.stack(
+        [torch.arange(length) >= length - p["input_ids"].shape[1] for p in prompts]
+    ).long()
+    together = greedy(model, batch)
+    for row, p in zip(together, prompts, strict=True):
+        assert torch.equal(row, greedy(model, p)[0])
+
+
+def test_an_image_in_the_prompt_changes_the_answer_and_beams_work(rosetta):
+    inputs = prompt("tut")
+    changed = {**inputs, "pixel_values": inputs["pixel_values"] + 3}
+    with torch.no_grad():
+        assert not torch.allclose(rosetta(**inputs).logits[:, -1], rosetta(**changed).logits[:, -1])
+    # Three beams of a text prompt; the best is at least as likely as the greedy one.
+    text = prompt("t")
+    assert greedy(rosetta, text, num_beams=3).shape == (1, 6)

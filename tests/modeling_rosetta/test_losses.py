@@ -1,0 +1,58 @@
+"""The losses against their definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_rosetta import losses_rosetta
+from modeling_rosetta.losses_rosetta import cross_entropy_sum, flow_matching_sum
+from tests.conftest import sample
+
+
+@pytest.mark.parametrize("chunk", [2**26, 50 * 4])
+def test_chunked_cross_entropy_is_cross_entropy(chunk, monkeypatch):
+    monkeypatch.setattr(losses_rosetta, "LOGITS_CHUNK", chunk)  # 200 logits: four targets at a time
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 9, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 50, (2, 9), generator=generator)
+    labels[:, 3:5] = -100
+    loss = cross_entropy_sum(hidden, weight, labels)
+    gradients = torch.autograd.grad(loss, [hidden, weight])
+    logits = (hidden @ weight.T)[:, :-1].flatten(0, 1)
+    expected = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    for gradient, of_expected in zip(gradients, torch.autograd.grad(expected, [hidden, weight]), strict=True):
+        torch.testing.assert_close(gradient, of_expected)
+
+
+def test_no_target_is_no_loss_but_a_gradient():
+    hidden, weight = torch.randn(1, 4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
+    loss = cross_entropy_sum(hidden, weight, torch.full((1, 4), -100))
+    loss.backward()
+    assert loss == 0 and weight.grad.abs().max() == 0
+
+
+def test_flow_loss_is_averaged_within_each_image():
+    grids = torch.tensor([[1, 2], [3, 4]])
+    velocity, target = torch.randn(14, 5), torch.randn(14, 5)
+    error = (velocity - target).square()
+    expected = error[:2].mean() + error[2:].mean()
+    torch.testing.assert_close(flow_matching_sum(velocity, target, grids), expected)
+
+
+def test_loss_is_the_weighted_sum_and_counts_can_be_given(rosetta):
+    batch = sample("tgtg")
+    output = rosetta(**batch)
+    expected = output.text_loss + output.flow_loss + 0.01 * output.aux_loss
+    torch.testing.assert_close(output.loss, expected)
+    halved = rosetta(**batch, num_text_targets=2 * (batch["labels"][:, 1:] != -100).sum(), num_latent_images=4)
+    torch.testing.assert_close(halved.text_loss, output.text_loss / 2)
+    torch.testing.assert_close(halved.flow_loss, output.flow_loss / 2)
+
+
+def test_logits_are_not_computed_beside_a_loss_unless_asked_for(rosetta):
+    batch = sample("t")
+    assert rosetta(**batch).logits is None
+    assert rosetta(**batch, logits_to_keep=0).logits.shape == (1, 4, 120)
+    assert rosetta(input_ids=batch["input_ids"], logits_to_keep=2).logits.shape == (1, 2, 120)
