@@ -1,0 +1,458 @@
+"""Text, images to understand and images to draw -> the batch of the model, and back."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import is_valid_image
+from transformers.processing_utils import ProcessorMixin
+
+from .buckets_rosetta import NUM_RATIOS, inference_buckets, nearest_bucket, training_buckets
+from .conversation_rosetta import CHAT_TEMPLATE, CONTENT_TYPES, Turn, find_turns, read_conversation
+
+
+PAD_VALUES = {"token_type_ids": 0, "attention_mask": 0, "labels": -100}
+
+
+class RosettaProcessor(ProcessorMixin):
+    r"""
+    Tokenizer, image processor and token layout of Rosetta: the authors' training layout, on which their inference
+    layout is one attribute away (`latent_prefix`).
+
+    In text, `<|image_pad|>` stands for one image to understand and `<|vision_pad|>` for one image to draw. In
+    `input_ids` both become `<|image_pad|>`, one for each token of the image, told apart by `token_type_ids`.
+
+    Args:
+        image_processor: Qwen2-VL's image processor, for images to understand.
+        tokenizer: a fast tokenizer that has the special tokens of [`~RosettaProcessor.special_tokens`].
+        chat_template (`str`, *optional*): jinja template of a conversation; by default the authors' layout.
+        embeds_from (`list[str]`): the batch key that each token type is embedded from, in the order of
+            `config.token_types`.
+        base_size (`int`, defaults to 256): side in pixels of the square image to draw.
+        latent_patch_size (`int`, defaults to 16): pixels that a token of an image to draw covers, each way: the
+            VAE's down-sampling times its 2 x 2 patches.
+        latent_prefix (`bool`, defaults to `False`): whether an image to draw starts with its size, ratio and timestep
+            tokens, as in the authors' inference but not in their training.
+
+    Raises:
+        ValueError: if the tokenizer lacks a special token, or sizes or token types do not fit.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        embeds_from=("input_ids", "pixel_values", "noisy_latents"),
+        base_size=256,
+        latent_patch_size=16,
+        latent_prefix=False,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.embeds_from = list(embeds_from)
+        self.base_size = base_size
+        self.latent_patch_size = latent_patch_size
+        self.latent_prefix = latent_prefix
+        if self.embeds_from[:1] != ["input_ids"]:
+            raise ValueError(f"`embeds_from`: the first token type is text, from 'input_ids'; got {embeds_from}.")
+        self.training_buckets = training_buckets(base_size, latent_patch_size)
+        self.inference_buckets = inference_buckets(base_size, latent_patch_size)
+
+        needed = self.special_tokens(self.embeds_from, base_size, latent_prefix)
+        missing = [
+            token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+        ]
+        if missing:
+            raise ValueError(
+                f"`tokenizer` lacks the special tokens {missing}: add them with "
+                "`tokenizer.add_tokens(tokens, special_tokens=True)`."
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError("`tokenizer` has no `pad_token`.")
+        ids = dict(zip(needed, tokenizer.convert_tokens_to_ids(needed), strict=True))
+        self.turn_start_token_id = ids.pop("<|im_start|>")
+        self.turn_end_token_id = ids.pop("<|im_end|>")
+        self.cfg_token_id = ids.pop("<｜cfg｜>", None)
+        self.image_token_id = ids["<|image_pad|>"]
+        self.vision_start_token_id = ids["<|vision_start|>"]
+        self.vision_end_token_id = ids["<|vision_end|>"]
+        self.latents_token_id = ids.get("<|vision_pad|>")
+        self.timestep_token_id = ids.get("<｜timestep｜>")
+        self._vision_token_ids = list(ids.values())
+        self._headers = {role: self._tokenizer_ids([f"{role}\n"])[0] for role in CONTENT_TYPES}
+
+    @staticmethod
+    def special_tokens(
+        embeds_from: list[str] = ("input_ids", "pixel_values", "noisy_latents"),
+        base_size: int = 256,
+        latent_prefix: bool = False,
+    ) -> list[str]:
+        """The tokens that a processor with these attributes needs of its tokenizer."""
+        tokens = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+        if "noisy_latents" in embeds_from:
+            tokens += ["<|vision_pad|>", "<｜cfg｜>"]
+        if latent_prefix:
+            tokens += ["<｜timestep｜>", f"<｜img_size_{base_size}｜>"]
+            tokens += [f"<｜img_ratio_{i}｜>" for i in range(NUM_RATIOS)]
+        return tokens
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        latents: list[torch.Tensor] | None = None,
+        latent_sizes: list[tuple[int, int]] | None = None,
+        padding: bool = False,
+        padding_side: str | None = None,
+        return_labels: bool = False,
+        return_tensors: str | None = None,
+        images_kwargs: dict | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: the images to understand in the order of their placeholders: PIL images, arrays, tensors, paths
+                or URLs, as a list or as one list for each text.
+            text (`str` or `list[str]`): the B texts, each with one placeholder for each image.
+            latents (`list[torch.Tensor]`, *optional*): for images to draw in training, the patchified and normalised
+                latent `(C, h, w)` of each.
+            latent_sizes (`list[tuple[int, int]]`, *optional*): for images to draw in inference, (height, width) of
+                each in pixels.
+            padding (`bool`, defaults to `False`): pad the rows to the longest.
+            padding_side (`str`, *optional*): `"left"` or `"right"`; by default the tokenizer's.
+            return_labels (`bool`, defaults to `False`): for training: returns `labels` and closes every row with one
+                more `<|im_end|>`. Targets are the responses and their `<|im_end|>`; in place of a response that is
+                drawn, the whole user turn before it; in text without turns, everything. Tokens of an image, its
+                marks and the first token of a row are never targets.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists by default.
+            images_kwargs (`dict`, *optional*): arguments of the image processor.
+
+        Returns:
+            [`BatchFeature`] with `input_ids`, `token_type_ids`, `attention_mask` and `labels` `(B, S)`; for images to
+            understand `pixel_values` and `image_grid_thw`; for images to draw `latent_grid_hw` `(I, 2)` and, in
+            training, `latents` `(L, C)`.
+
+        Raises:
+            ValueError: if placeholders and images differ in number, an image has a wrong type, a size is no multiple
+                of `latent_patch_size`, or rows differ in length without padding and cannot become tensors.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError(f"`text` must be a string or a list of strings, none of them empty, got {text!r}.")
+        if padding not in (False, True, "longest"):
+            raise ValueError(f"`padding` must be True, False or 'longest', got {padding!r}.")
+        if padding_side not in (None, "left", "right"):
+            raise ValueError(f"`padding_side` must be 'left' or 'right', got {padding_side!r}.")
+
+        rows = self._tokenize(texts)
+        vision = self._encode_images(rows, images, return_tensors, images_kwargs)
+        merge_area = self.image_processor.merge_size**2
+        image_tokens = iter([int(math.prod(grid)) // merge_area for grid in vision.get("image_grid_thw", [])])
+        drawing = self._encode_latents(rows, latents, latent_sizes)
+        latent_grids = iter(drawing.get("latent_grid_hw", []))
+
+        batch = {"input_ids": [], "token_type_ids": [], "attention_mask": []}
+        for row in rows:
+            input_ids, token_type_ids = self._expand(row, image_tokens, latent_grids)
+            if return_labels:
+                input_ids.append(self.turn_end_token_id)
+                token_type_ids.append(0)
+                batch.setdefault("labels", []).append(self._labels(input_ids, token_type_ids))
+            batch["input_ids"].append(input_ids)
+            batch["token_type_ids"].append(token_type_ids)
+            batch["attention_mask"].append([1] * len(input_ids))
+        if padding:
+            batch = self._pad(batch, padding_side)
+        elif return_tensors is not None and len({len(row) for row in batch["input_ids"]}) > 1:
+            raise ValueError(
+                f"`padding` must be True to make tensors of rows of {[len(row) for row in batch['input_ids']]} tokens."
+            )
+        return BatchFeature({**batch, **vision, **drawing}, tensor_type=return_tensors)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        """
+        A conversation, or a list of them, as text, or with `tokenize` as the batch of [`~RosettaProcessor.__call__`]
+        (its `input_ids` only, unless `return_dict`).
+
+        A message is `{"role": "system" | "user" | "assistant", "content": str or list}` with items
+        `{"type": "text", "text": str}`; in a user's turn `{"type": "image", "image": image, path or URL}`, to
+        understand; in an assistant's turn an image to draw, `{"type": "latents", "latents": Tensor (C, h, w)}` in
+        training or `{"type": "latents", "height": int, "width": int}` in inference. Images may be left out of the
+        items and be given to the call (`images`, `latents`, `latent_sizes`) with its other arguments, as
+        `processor_kwargs` or directly.
+
+        Raises:
+            ValueError: if a role or an item is unknown or stands in a wrong turn, and as `__call__`.
+        """
+        batched = isinstance(conversation, (list, tuple)) and any(isinstance(m, (list, tuple)) for m in conversation)
+        contents = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
+        messages = [content["messages"] for content in contents]
+        text = super().apply_chat_template(
+            messages if batched else messages[0],
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        if not tokenize:
+            return text
+        images = [content["images"] for content in contents]
+        inputs = {"images": images} if any(images) else {}
+        for key in ("latents", "latent_sizes"):
+            if drawn := list(itertools.chain(*(content[key] for content in contents))):
+                inputs[key] = drawn
+        batch = self(text=text, **inputs, **kwargs, **(processor_kwargs or {}))
+        return batch if return_dict else batch["input_ids"]
+
+    def training_sample(self, conversation: list[dict] | str) -> dict[str, torch.Tensor]:
+        """
+        One sample for the data collator: a conversation, or a document as plain text, with labels and without a batch
+        dimension.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids`, `token_type_ids` and `labels` `(S,)`, and what
+            [`~RosettaProcessor.__call__`] returns for images.
+        """
+        arguments = {"return_labels": True, "return_tensors": "pt"}
+        if isinstance(conversation, str):
+            batch = self(text=conversation, **arguments)
+        else:
+            batch = self.apply_chat_template(conversation, tokenize=True, return_dict=True, **arguments)
+        rows = ("input_ids", "token_type_ids", "labels")
+        images = ("pixel_values", "image_grid_thw", "latents", "latent_grid_hw")
+        return {**{key: batch[key][0] for key in rows}, **{key: batch[key] for key in images if key in batch}}
+
+    def drop_prompt(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        The unconditional twin of a sample, for classifier-free guidance: every token of the user's text becomes
+        `<｜cfg｜>`, the length stays, and the user's turns are no longer targets.
+        """
+        input_ids = torch.as_tensor(sample["input_ids"]).clone()
+        input_ids[torch.from_numpy(self._user_tokens(input_ids.tolist()))] = self.cfg_token_id
+        dropped = {**sample, "input_ids": input_ids}
+        if "labels" in sample:
+            dropped["labels"] = torch.as_tensor(sample["labels"]).clone()
+            for turn in self._turns(input_ids.tolist()):
+                if turn.role == "user":
+                    dropped["labels"][turn.start : turn.end] = -100
+        return dropped
+
+    def draw_prompt(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+    ) -> BatchFeature:
+        """
+        The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them.
+        Padding is on the left, so that the images of all rows stand at the same columns, at the end.
+
+        Args:
+            prompt (`str` or `list[str]`): the B prompts.
+            height, width (`int`, *optional*): of all images in pixels, by default `base_size`.
+            negative_prompt (`str` or `list[str]`, *optional*): one, or one for each prompt, for the unconditional
+                rows; by default `<｜cfg｜>` in place of each token of the prompt.
+            do_classifier_free_guidance (`bool`, defaults to `True`): whether to return unconditional rows.
+
+        Returns:
+            [`BatchFeature`] of tensors `input_ids`, `token_type_ids`, `attention_mask` `(2B, S)` and `latent_grid_hw`
+            `(2B, 2)`.
+
+        Raises:
+            ValueError: if a prompt is no string, prompts differ in number, or a size is no multiple of
+                `latent_patch_size`.
+        """
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        negatives = list(negatives) if do_classifier_free_guidance and negatives is not None else []
+        for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"`{name}` must be a string or a list of strings, got {texts!r}.")
+        if negatives and len(negatives) != len(prompts):
+            raise ValueError(
+                f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
+                f"got {len(negatives)}."
+            )
+        height, width = (self.base_size if size is None else size for size in (height, width))
+        slot = {"type": "latents", "height": height, "width": width}
+        conversations = [
+            [{"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
+            for text in prompts + negatives
+        ]
+        batch = self.apply_chat_template(conversations, tokenize=True, return_dict=True)
+        if do_classifier_free_guidance and not negatives:
+            batch["input_ids"] += [
+                np.where(self._user_tokens(row), self.cfg_token_id, row).tolist() for row in batch["input_ids"]
+            ]
+            for key in ("token_type_ids", "attention_mask", "latent_grid_hw"):
+                batch[key] += batch[key]
+        rows = self._pad({key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")}, "left")
+        return BatchFeature({**rows, "latent_grid_hw": batch["latent_grid_hw"]}, tensor_type="pt")
+
+    def preprocess_vae_image(self, image: Image.Image) -> torch.Tensor:
+        """
+        An image to draw, for the VAE: resized to its training bucket without cropping, as the authors do.
+
+        Returns:
+            `torch.FloatTensor` of shape `(3, height, width)` in [-1, 1].
+
+        Raises:
+            ValueError: if `image` is not a PIL image.
+        """
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"`image` must be a PIL image, got {type(image).__name__}.")
+        height, width = self.training_buckets[nearest_bucket(image.height, image.width, self.training_buckets)]
+        resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
+
+    def _tokenizer_ids(self, pieces: list[str]) -> list[list[int]]:
+        return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # Turn headers are tokenised apart, so that no content can merge with them: a prompt's tokens are the first
+        # ones of its training sample, and the user's tokens can be told from the header's.
+        header = re.compile(rf"(<\|im_start\|>(?:{'|'.join(CONTENT_TYPES)})\n)")
+        pieces = [[piece for piece in header.split(text) if piece] for text in texts]
+        ids = iter(self._tokenizer_ids(list(itertools.chain(*pieces))))
+        return [list(itertools.chain(*itertools.islice(ids, len(row)))) for row in pieces]
+
+    def _encode_images(self, rows: list[list[int]], images, return_tensors: str | None, images_kwargs: dict | None):
+        expected = [row.count(self.image_token_id) for row in rows]
+        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+            given = [len(item) for item in images]
+            images = list(itertools.chain(*images))
+        else:
+            images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+            given, expected = len(images), sum(expected)
+        if given != expected:
+            raise ValueError(
+                f"`images`: `text` has {expected} placeholders <|image_pad|> (one for each image to understand), but "
+                f"{given} images were given."
+            )
+        for i, image in enumerate(images):
+            if not (is_valid_image(image) or isinstance(image, str)):
+                raise ValueError(
+                    f"`images`: image {i} must be a PIL image, an array, a tensor, a path or a URL, got "
+                    f"{type(image).__name__}."
+                )
+        if not images:
+            return {}
+        if "pixel_values" not in self.embeds_from:
+            raise ValueError(f"`images`: no token type is embedded from 'pixel_values', only from {self.embeds_from}.")
+        images = self.image_processor.fetch_images(images)
+        return dict(self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {})))
+
+    def _encode_latents(self, rows: list[list[int]], latents: list | None, latent_sizes: list | None):
+        expected = sum(row.count(self.latents_token_id) for row in rows)
+        if latents is not None and latent_sizes is not None:
+            raise ValueError("`latents` and `latent_sizes` cannot be given together: latents have their size.")
+        given = latents if latents is not None else latent_sizes if latent_sizes is not None else []
+        if len(given) and self.latents_token_id is None:
+            raise ValueError(
+                f"`latents`: no token type is embedded from 'noisy_latents', only from {self.embeds_from}."
+            )
+        if len(given) != expected:
+            raise ValueError(
+                f"`latents`: `text` has {expected} placeholders <|vision_pad|> (one for each image to draw), but "
+                f"{len(given)} latents or sizes were given."
+            )
+        if not expected:
+            return {}
+        if latents is None:
+            return {"latent_grid_hw": [self._latent_grid(height, width) for height, width in latent_sizes]}
+        for i, latent in enumerate(latents):
+            if not isinstance(latent, torch.Tensor) or latent.ndim != 3:
+                shape = tuple(getattr(latent, "shape", ()))
+                raise ValueError(
+                    f"`latents`: latent {i} must be a tensor (C, h, w), got {type(latent).__name__} of shape {shape}."
+                )
+        return {
+            "latents": torch.cat([latent.flatten(1).T for latent in latents]),
+            "latent_grid_hw": [list(latent.shape[1:]) for latent in latents],
+        }
+
+    def _latent_grid(self, height: int, width: int) -> list[int]:
+        for name, size in (("height", height), ("width", width)):
+            if not isinstance(size, int) or size < 1 or size % self.latent_patch_size:
+                raise ValueError(
+                    f"`{name}` of an image to draw must be a positive multiple of {self.latent_patch_size} pixels, "
+                    f"got {size!r}."
+                )
+        return [height // self.latent_patch_size, width // self.latent_patch_size]
+
+    def _expand(self, row: list[int], image_tokens, latent_grids) -> tuple[list[int], list[int]]:
+        """Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`."""
+        input_ids, token_type_ids = [], []
+        for token in row:
+            prefix, count, token_type = [], 1, 0
+            if token == self.image_token_id:
+                count, token_type = next(image_tokens), self.embeds_from.index("pixel_values")
+            elif token == self.latents_token_id:
+                height, width = next(latent_grids)
+                prefix = self._prefix(height, width)
+                token, count, token_type = self.image_token_id, height * width, self.embeds_from.index("noisy_latents")
+            input_ids += prefix + [token] * count
+            token_type_ids += [0] * len(prefix) + [token_type] * count
+        return input_ids, token_type_ids
+
+    def _prefix(self, height: int, width: int) -> list[int]:
+        if not self.latent_prefix:
+            return []
+        ratio = nearest_bucket(height, width, self.inference_buckets)
+        tokens = [f"<｜img_size_{self.base_size}｜>", f"<｜img_ratio_{ratio}｜>", "<｜timestep｜>"]
+        return self.tokenizer.convert_tokens_to_ids(tokens)
+
+    def _turns(self, row: list[int]) -> list[Turn]:
+        return find_turns(row, self.turn_start_token_id, self.turn_end_token_id, self._headers)
+
+    def _user_tokens(self, row: list[int]) -> np.ndarray:
+        mask = np.zeros(len(row), dtype=bool)
+        for turn in self._turns(row):
+            if turn.role == "user":
+                mask[turn.content : turn.close] = True
+        return mask & ~np.isin(row, self._vision_token_ids)
+
+    def _labels(self, row: list[int], token_type_ids: list[int]) -> list[int]:
+        turns = self._turns(row)
+        targets = np.full(len(row), not turns)
+        for previous, turn in zip([None, *turns], turns, strict=False):
+            if turn.role != "assistant":
+                continue
+            if not any(token_type_ids[turn.content : turn.close]):
+                targets[turn.content : turn.close + 1] = True
+            elif previous is not None and previous.role == "user":
+                targets[previous.start : previous.end] = True
+        targets &= (np.array(token_type_ids) == 0) & ~np.isin(row, self._vision_token_ids)
+        # The authors' packed rows predict a sample's first token from the last one of the sample before. Here a row of
+        # several samples must equal the samples one by one.
+        targets[0] = False
+        return np.where(targets, row, -100).tolist()
+
+    def _pad(self, batch: dict[str, list[list[int]]], padding_side: str | None) -> dict[str, list[list[int]]]:
+        length = max(map(len, batch["input_ids"]))
+        left = (padding_side or self.tokenizer.padding_side) == "left"
+        padded = {}
+        for key, rows in batch.items():
+            value = PAD_VALUES.get(key, self.tokenizer.pad_token_id)
+            padding = [[value] * (length - len(row)) for row in rows]
+            padded[key] = [pad + row if left else row + pad for pad, row in zip(padding, rows, strict=True)]
+        return padded
+
+
+RosettaProcessor.register_for_auto_class()
+
+__all__ = ["RosettaProcessor"]
