@@ -1,12 +1,23 @@
 """Rosetta on the Hugging Face stack: what goes to the Hub with the weights."""
 
+from .composition_rosetta import mount, text_config_from_dense, upcycle
 from .configuration_rosetta import RosettaConfig
+from .latent_codec_rosetta import decode_latents, encode_images
 from .modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaModel, RosettaPreTrainedModel
+from .pipeline import RosettaPipeline
+from .processing_rosetta import RosettaProcessor
 
 
 __all__ = [
     "RosettaConfig",
     "RosettaForCausalLMAndImageGeneration",
     "RosettaModel",
+    "RosettaPipeline",
     "RosettaPreTrainedModel",
+    "RosettaProcessor",
+    "decode_latents",
+    "encode_images",
+    "mount",
+    "text_config_from_dense",
+    "upcycle",
 ]

@@ -205,4 +205,6 @@ def _mrope_section(head_dim: int) -> list[int]:
     return [head_dim // 2 - 2 * spatial, spatial, spatial]
 
 
+RosettaConfig.register_for_auto_class()
+
 __all__ = ["RosettaConfig"]

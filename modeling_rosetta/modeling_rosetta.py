@@ -329,6 +329,8 @@ class RosettaModelOutput(ModelOutput):
 class RosettaModel(RosettaPreTrainedModel):
     """The transformer: embeds every token type, runs the decoder layers, returns hidden states."""
 
+    _keys_to_ignore_on_load_unexpected = ["latent_out"]
+
     def __init__(self, config: RosettaConfig):
         super().__init__(config)
         self.vision_type = config.token_type_index("pixel_values")
@@ -774,5 +776,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
     return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
 
+
+RosettaForCausalLMAndImageGeneration.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = ["RosettaForCausalLMAndImageGeneration", "RosettaModel", "RosettaPreTrainedModel"]

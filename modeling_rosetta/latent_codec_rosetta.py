@@ -1,0 +1,47 @@
+"""Images to the latents that Rosetta draws, and back: the FLUX.2 VAE, its 2 x 2 patches and its statistics."""
+
+import torch
+from torch.nn import functional as F
+
+
+@torch.no_grad()
+def encode_images(vae, images: torch.Tensor) -> torch.Tensor:
+    """
+    The clean latents of images: the mean of the VAE's posterior, patchified and normalised.
+
+    Args:
+        vae (`AutoencoderKLFlux2`): on the device of `images`.
+        images (`torch.Tensor` of shape `(N, 3, H, W)`): in [-1, 1].
+
+    Returns:
+        `torch.FloatTensor` of shape `(N, C, h, w)`; their tokens in row-major order are the rows that the model reads.
+    """
+    latents = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
+    mean, std = _statistics(vae)
+    return (F.pixel_unshuffle(latents, vae.config.patch_size[0]) - mean) / std
+
+
+@torch.no_grad()
+def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """
+    The inverse of [`encode_images`], up to what the VAE loses.
+
+    Args:
+        vae (`AutoencoderKLFlux2`): on the device of `latents`.
+        latents (`torch.Tensor` of shape `(N, C, h, w)`)
+
+    Returns:
+        `torch.Tensor` of shape `(N, 3, H, W)` in the VAE's dtype, about [-1, 1].
+    """
+    mean, std = _statistics(vae)
+    latents = F.pixel_shuffle(latents.float() * std + mean, vae.config.patch_size[0])
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+
+def _statistics(vae) -> tuple[torch.Tensor, torch.Tensor]:
+    # Read off the batch norm, which would update them if it were called in training mode.
+    mean, variance = (statistic.float()[:, None, None] for statistic in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+__all__ = ["decode_latents", "encode_images"]

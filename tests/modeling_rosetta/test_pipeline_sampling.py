@@ -1,0 +1,111 @@
+"""What the pipeline computes: flow matching with guidance, however the rows are batched and cached."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.modeling_rosetta.tiny_pipeline import noise, tiny_pipeline
+
+
+@pytest.fixture(params=[True, False], ids=["timestep_token", "no_timestep_token"])
+def pipe(request):
+    return tiny_pipeline(latent_prefix=request.param)
+
+
+def draw(pipe, prompt="a red stone", **kwargs) -> torch.Tensor:
+    return pipe(prompt, output_type="latent", **{"num_inference_steps": 4, "guidance_scale": 2.0, **kwargs}).images
+
+
+def euler(pipe, prompt: str, latents: torch.Tensor, steps: int, scale: float) -> torch.Tensor:
+    """The method as it is written: whole sequences, one at a time, without a cache."""
+    rows = pipe.processor.draw_prompt(prompt)
+    sigmas = np.linspace(1, 0, steps + 1)
+    for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
+        conditional, unconditional = (
+            pipe.transformer(
+                **{key: value[row : row + 1] for key, value in rows.items()},
+                noisy_latents=latents[0].flatten(1).T,
+                timesteps=torch.tensor([sigma], dtype=torch.float32),
+                use_cache=False,
+            ).velocity
+            for row in (0, 1)
+        )
+        velocity = unconditional + scale * (conditional - unconditional)
+        latents = latents + (next_sigma - sigma) * velocity.T.unflatten(1, (4, 4))[None]
+    return latents
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["rosetta", "moe", "mot"])
+@pytest.mark.parametrize("latent_prefix", [True, False])
+def test_cached_batched_guidance_equals_the_method_as_it_is_written(architecture, latent_prefix):
+    pipe = tiny_pipeline(architecture, latent_prefix)
+    expected = euler(pipe, "a red stone", noise(), steps=4, scale=3.0)
+    torch.testing.assert_close(draw(pipe, latents=noise(), guidance_scale=3.0), expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_one_step_with_the_cache_equals_the_whole_sequence(pipe):
+    """To the last digits of float64, which leave no room for a difference in the method."""
+    pipe.transformer.double().set_experts_implementation("eager")
+    rows = pipe.processor.draw_prompt(["a red stone", "x"])
+    inputs = {"noisy_latents": noise(4).flatten(2).transpose(1, 2).flatten(0, 1), "timesteps": torch.full((4,), 0.7)}
+    whole = pipe.transformer(**rows, **inputs, use_cache=False).velocity
+    cached = pipe.transformer(**pipe.encode_prompt(rows, num_images_per_prompt=1), **inputs).velocity
+    torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
+
+
+def test_the_prompt_is_read_once_and_a_step_reads_only_the_image(pipe):
+    lengths = []
+    pipe.transformer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    draw(pipe)
+    timestep_tokens = int(pipe.processor.latent_prefix)
+    prompt_length = pipe.processor.draw_prompt("a red stone")["input_ids"].shape[1] - 16 - 2 - timestep_tokens
+    assert lengths == [(2, prompt_length)] + [(2, 16 + timestep_tokens)] * 4
+
+
+def test_a_batch_of_prompts_equals_single_runs(pipe):
+    prompts = ["a red stone", "x", "seven white doves on a wire"]
+    together = draw(pipe, prompts, latents=noise(6), num_images_per_prompt=2)
+    apart = [draw(pipe, prompts[i // 2], latents=noise(6)[i : i + 1]) for i in range(6)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=2e-5)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_unconditional_row(pipe):
+    other = "a long description of something blue"
+    conditional, unconditional = (
+        draw(pipe, prompt, latents=noise(), guidance_scale=1.0, sigmas=[1.0]) for prompt in ("a red stone", other)
+    )
+    guided = draw(pipe, latents=noise(), negative_prompt=other, guidance_scale=2.0, sigmas=[1.0])
+    torch.testing.assert_close(guided, 2 * conditional - unconditional, rtol=0, atol=2e-5)
+
+
+def test_without_guidance_there_are_no_unconditional_rows(pipe):
+    rows = []
+    pipe.transformer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    draw(pipe, guidance_scale=1.0)
+    assert set(rows) == {1}
+
+
+def test_the_guidance_scale_is_read_at_every_step(pipe):
+    after_first_step = []
+
+    def stop_guiding(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 0.0
+        after_first_step.append(tensors["latents"])
+        return {}
+
+    stopped = draw(pipe, latents=noise(), sigmas=[1.0, 0.5], callback_on_step_end=stop_guiding)
+    unguided = draw(pipe, latents=after_first_step[0], sigmas=[0.5], guidance_scale=1.0)
+    torch.testing.assert_close(stopped, unguided, rtol=0, atol=2e-5)
+
+
+def test_steps_at_the_default_times_are_steps_at_equal_distances(pipe):
+    torch.testing.assert_close(
+        draw(pipe, latents=noise(), num_inference_steps=4), draw(pipe, latents=noise(), sigmas=[1.0, 0.75, 0.5, 0.25])
+    )
+    assert not torch.allclose(draw(pipe, latents=noise()), draw(pipe, latents=noise(), sigmas=[1.0, 0.9, 0.5, 0.2]))
