@@ -1,0 +1,32 @@
+"""What the trainer cannot do is said before it starts."""
+
+import pytest
+from transformers import TrainingArguments
+
+from trainer import RosettaTrainer, RosettaTrainingArguments
+
+
+def test_other_arguments(tmp_path, tiny_model):
+    with pytest.raises(ValueError, match="`args` must be RosettaTrainingArguments, got TrainingArguments"):
+        RosettaTrainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "compute_loss_func"])
+def test_functions_that_would_never_be_called(name, tmp_path, tiny_model):
+    arguments = RosettaTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=f"`{name}` must be None"):
+        RosettaTrainer(tiny_model(), arguments, **{name: lambda *_: {}})
+
+
+def test_data_parallel(tmp_path, tiny_model):
+    arguments = RosettaTrainingArguments(str(tmp_path), use_cpu=True)
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="`args.n_gpu` must be at most 1, got 2"):
+        RosettaTrainer(tiny_model(), arguments)
+
+
+def test_nothing_to_predict(tiny_model, records, trainer_of):
+    dataset = records(2)[1:]
+    del dataset[0]["labels"]
+    with pytest.raises(ValueError, match="`inputs` must hold at least one of .* got .*'input_ids'"):
+        trainer_of(tiny_model(), eval_dataset=dataset).evaluate()

@@ -1,0 +1,60 @@
+"""The same run gives the same weights, to the bit on a CPU, also when it is interrupted."""
+
+import pytest
+import torch
+
+
+STEPS = 6
+
+
+def _equal(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture
+def run(tiny_model, records, trainer_of):
+    """Trains a new model for `STEPS` steps, of which two are shielded, on images with noise drawn on the way."""
+
+    def train(resume_from=None, **arguments):
+        model = tiny_model()
+        settings = {
+            "max_steps": STEPS,
+            "shield_steps": 2,
+            "generation_learning_rate": 2e-2,
+            "lr_scheduler_type": "cosine",
+            "train_sampling_strategy": "random",
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        }
+        trainer = trainer_of(model, records(10), **{**settings, **arguments})
+        trainer.train(resume_from_checkpoint=resume_from)
+        return model, trainer
+
+    return train
+
+
+def test_same_seed_same_weights(run):
+    (model, _), (again, _) = run(), run()
+    assert _equal(model, again)
+
+
+def test_other_seed_other_weights(run):
+    (model, _), (other, _) = run(), run(seed=1, data_seed=42)  # the same data, other noise
+    assert not _equal(model, other)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4], ids=["shielding", "when shielding ends", "MAOP, second epoch"])
+def test_resumed_run_is_the_uninterrupted_one(step, run, tmp_path):
+    model, trainer = run(save_strategy="steps", save_steps=step)
+    resumed, other = run(resume_from=str(tmp_path / f"checkpoint-{step}"), output_dir=tmp_path / "resumed")
+    assert _equal(model, resumed)
+    expected = [log for log in trainer.state.log_history if log["step"] > step and "loss" in log]
+    actual = [log for log in other.state.log_history if log["step"] > step and "loss" in log]
+    assert actual == expected
+
+
+def test_nothing_of_the_run_is_kept_in_the_model(run, tiny_model):
+    model, _ = run()
+    fresh = tiny_model()
+    assert model.config.to_dict() == fresh.config.to_dict()
+    assert model.state_dict().keys() == fresh.state_dict().keys()

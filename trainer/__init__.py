@@ -1,0 +1,22 @@
+"""Training of Rosetta: the Trainer, its optimizer and its data."""
+
+from .data_collator import RosettaDataCollator
+from .flow_matching import flow_matching_targets, sample_timesteps
+from .freezing import train_backbone, train_projectors
+from .maop import MAOPAdamW
+from .param_groups import diff_lr_groups
+from .rosetta_trainer import RosettaTrainer
+from .training_arguments import RosettaTrainingArguments
+
+
+__all__ = [
+    "MAOPAdamW",
+    "RosettaDataCollator",
+    "RosettaTrainer",
+    "RosettaTrainingArguments",
+    "diff_lr_groups",
+    "flow_matching_targets",
+    "sample_timesteps",
+    "train_backbone",
+    "train_projectors",
+]

@@ -1,0 +1,61 @@
+"""Targets of flow matching: timesteps, noisy latents and velocities (paper, C.1.3)."""
+
+import torch
+
+
+def sample_timesteps(
+    num_images: int,
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """
+    Timesteps whose logit is normal, t = sigmoid(mean + std * normal).
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_images,)`, in (0, 1); 1 is noise.
+    """
+    normal = torch.randn(num_images, generator=generator, device=device, dtype=torch.float32)
+    return (logit_mean + logit_std * normal).sigmoid()
+
+
+def flow_matching_targets(
+    latents: torch.Tensor,
+    latent_grid_hw: torch.Tensor,
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Draws a timestep t for each image and mixes its latents with noise, x_t = (1 - t) x_0 + t noise. The velocity to
+    predict is noise - x_0.
+
+    Args:
+        latents (`torch.Tensor` of shape `(L, C)`): clean latents x_0, the tokens of all images in order.
+        latent_grid_hw (`torch.LongTensor` of shape `(I, 2)`): height and width of each image in tokens.
+        logit_mean, logit_std (`float`): of the timesteps, see [`sample_timesteps`].
+        generator (`torch.Generator`, *optional*): on the device of `latents`.
+
+    Returns:
+        noisy latents `(L, C)`, timesteps `(I,)` and velocities `(L, C)`, in fp32.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if latents.ndim != 2:
+        raise ValueError(f"`latents` must have shape (L, C), got {tuple(latents.shape)}.")
+    if latent_grid_hw.ndim != 2 or latent_grid_hw.shape[1] != 2:
+        raise ValueError(f"`latent_grid_hw` must have shape (I, 2), got {tuple(latent_grid_hw.shape)}.")
+    tokens_per_image = latent_grid_hw.prod(-1)
+    if tokens_per_image.sum() != len(latents):
+        raise ValueError(
+            f"`latent_grid_hw` makes {int(tokens_per_image.sum())} tokens, but `latents` has {len(latents)}."
+        )
+    timesteps = sample_timesteps(len(latent_grid_hw), logit_mean, logit_std, generator, latents.device)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=torch.float32)
+    t = timesteps.repeat_interleave(tokens_per_image, output_size=len(latents))[:, None]
+    return (1 - t) * latents + t * noise, timesteps, noise - latents
+
+
+__all__ = ["flow_matching_targets", "sample_timesteps"]

@@ -1,0 +1,209 @@
+"""The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
+
+import random
+
+import torch
+from transformers import Trainer
+
+from .flow_matching import flow_matching_targets
+from .maop import MAOPAdamW
+from .param_groups import diff_lr_groups
+from .running_figures import RunningFigures
+from .training_arguments import RosettaTrainingArguments
+
+
+class RosettaTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] for [`RosettaForCausalLMAndImageGeneration`]. It takes batches with clean `latents`
+    `(L, C)` and `latent_grid_hw` `(I, 2)`, and
+
+    - trains with [`MAOPAdamW`] at differential rates ([`diff_lr_groups`]); the shared expert is shielded for the first
+      `shield_steps` steps, and under MAOP from then on;
+    - draws timesteps and noise (a batch that brings `noisy_latents` is left alone). They depend on the seed, the step
+      and the rank only, so that a resumed run draws what the uninterrupted one would have;
+    - divides the text loss by the text targets and the flow loss by the drawn images of the *global* batch, over
+      micro-batches and ranks;
+    - logs each loss and each pool's capacity rate as means over the logging interval, the counts behind them, each
+      parameter group's learning rate, and the figures of MAOP;
+    - evaluates with the same noise each time, and reports each loss on its own as well.
+
+    Args:
+        args ([`RosettaTrainingArguments`])
+        kwargs: As for [`~transformers.Trainer`], without `compute_metrics` and `compute_loss_func`.
+
+    Raises:
+        ValueError: if `args` is of another class, for the arguments left out, and under `torch.nn.DataParallel`.
+    """
+
+    def __init__(self, model=None, args: RosettaTrainingArguments | None = None, **kwargs):
+        if not isinstance(args, RosettaTrainingArguments):
+            raise ValueError(f"`args` must be RosettaTrainingArguments, got {type(args).__name__}.")
+        for name in ("compute_metrics", "compute_loss_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` must be None: RosettaTrainer trains on and evaluates the model's losses.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"`args.n_gpu` must be at most 1, got {args.n_gpu}: images cannot be scattered by "
+                "`torch.nn.DataParallel`. Start one process a GPU with `accelerate launch`."
+            )
+        super().__init__(model, args, **kwargs)
+        # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
+        self.model_accepts_loss_kwargs = False
+        self._noise = torch.Generator(device=args.device)
+        self._training_figures = self._new_figures()
+        self._evaluation_figures = self._new_figures()
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """AdamW with MAOP over the parameter groups of DiffLR."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            _, adamw_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decaying = None if self.args.decay_all_parameters else set(self.get_decay_parameter_names(model))
+            groups = diff_lr_groups(
+                model,
+                self.model.config,
+                learning_rate=self.args.learning_rate,
+                generation_learning_rate=self.args.generation_learning_rate,
+                weight_decay=self.args.weight_decay,
+                decay_parameter_names=decaying,
+                latent_projections_at_generation_rate=self.args.latent_projections_at_generation_rate,
+                maop=self.args.maop,
+            )
+            self.optimizer = MAOPAdamW(groups, maop_granularity=self.args.maop_granularity, **adamw_kwargs)
+        return self.optimizer
+
+    @property
+    def is_shielding(self) -> bool:
+        """Whether the next optimizer step belongs to the shielding phase."""
+        return self.state.global_step < self.args.shield_steps
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimizer step, and the counts of [`_count_targets`] over all of them and all
+        ranks."""
+        self._noise.manual_seed(self._noise_seed(self.state.global_step))
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for batch in batches:
+            counts += _count_targets(batch).to(device)
+        return batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        for group in self.optimizer.param_groups:
+            group["maop_enabled"] = not self.is_shielding
+        # The scheduler moves on before they are logged.
+        self._learning_rates = {
+            group.get("name", index): group["lr"] for index, group in enumerate(self.optimizer.param_groups)
+        }
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """
+        Args:
+            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): the counts of [`_count_targets`] over the
+                global batch. By default the loss is that of `inputs` on their own.
+
+        Raises:
+            ValueError: if there is nothing to predict in `inputs`.
+        """
+        targets = ("labels", "latents", "velocity_labels")
+        if all(inputs.get(key) is None for key in targets):
+            raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
+        own_counts = _count_targets(inputs)
+        counts = own_counts if num_items_in_batch is None else num_items_in_batch
+        outputs = model(
+            **self._with_noise(inputs),
+            num_text_targets=counts[0],
+            num_latent_images=counts[1],
+            shield_shared_expert=model.training and self.is_shielding,
+            use_cache=False,
+        )
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            # The Trainer and DDP or FSDP average over micro-batches and ranks. The balance loss is a mean within each,
+            # the others are shares of a global mean already, to be added up.
+            micro_batches = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            balance = self.model.config.router_aux_loss_coef * outputs.aux_loss
+            loss = micro_batches * (loss - balance) + balance
+        figures = self._training_figures if model.training else self._evaluation_figures
+        self._add_figures(figures, inputs, outputs, own_counts, counts)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of one batch. Logits and labels are not returned."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs), None, None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """As transformers', with the losses, the capacity rates and the counts behind them among the metrics."""
+        self._noise.manual_seed(self._noise_seed("evaluation"))
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        figures = self._evaluation_figures.read(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:  # of a training interval, not of an evaluation or the end
+            logs.update(self._training_figures.read(self.accelerator))
+            logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            if isinstance(optimizer, MAOPAdamW):  # and not one that the user brought
+                logs.update({f"maop_{name}": figure for name, figure in optimizer.maop_figures().items()})
+        super().log(logs, start_time)
+
+    def _noise_seed(self, *key) -> int:
+        # All ranks share `args.seed`, and the images of each must get noise of their own.
+        return random.Random(f"{self.args.seed} {self.args.process_index} {key}").getrandbits(63)
+
+    def _with_noise(self, inputs: dict) -> dict:
+        inputs = dict(inputs)
+        latents = inputs.pop("latents", None)
+        if latents is not None:
+            inputs["noisy_latents"], inputs["timesteps"], inputs["velocity_labels"] = flow_matching_targets(
+                latents, inputs["latent_grid_hw"], self.args.logit_mean, self.args.logit_std, self._noise
+            )
+        return inputs
+
+    def _new_figures(self) -> RunningFigures:
+        capacity_rates = [f"capacity_rate_{pool}" for pool in self.model.config.pools]
+        return RunningFigures(
+            means=["text_loss", "flow_loss", "aux_loss", *capacity_rates],
+            counts=["num_samples", "num_text_targets", "num_latent_images"],
+            device=self.args.device,
+        )
+
+    @torch.no_grad()
+    def _add_figures(self, figures, inputs, outputs, own_counts, counts):
+        for name, loss, count, own_count in zip(
+            ("text_loss", "flow_loss"), (outputs.text_loss, outputs.flow_loss), counts, own_counts, strict=True
+        ):
+            if loss is not None:
+                figures.add_to_mean(name, loss * count.clamp(min=1), own_count)
+        figures.add_to_mean("aux_loss", outputs.aux_loss)
+        for pool, rate in outputs.capacity_rate.items():
+            figures.add_to_mean(f"capacity_rate_{pool}", rate)
+        figures.add_to_count("num_samples", _count_samples(inputs))
+        figures.add_to_count("num_text_targets", own_counts[0])
+        figures.add_to_count("num_latent_images", own_counts[1])
+
+
+def _count_targets(batch: dict) -> torch.Tensor:
+    """Numbers of text targets and of images to draw, shape `(2,)`."""
+    labels, grids = batch.get("labels"), batch.get("latent_grid_hw")
+    # The first position of a row is nobody's target: the model predicts the next token.
+    text = (labels[:, 1:] != -100).sum() if labels is not None else torch.tensor(0)
+    images = torch.full_like(text, 0 if grids is None else len(grids))
+    return torch.stack([text, images])
+
+
+def _count_samples(batch: dict) -> torch.Tensor | int:
+    sequence_ids = batch.get("sequence_ids")
+    if sequence_ids is None:
+        return len(batch["input_ids"])
+    starts = torch.diff(sequence_ids, prepend=torch.full_like(sequence_ids[:, :1], -1)) != 0
+    return (starts & (sequence_ids >= 0)).sum()
+
+
+__all__ = ["RosettaTrainer"]

@@ -1,0 +1,98 @@
+"""Arguments of [`RosettaTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .maop import GRANULARITIES
+
+
+@dataclass
+class RosettaTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] and what is Rosetta's own: DiffLR, shielding, MAOP and the timesteps of flow
+    matching. Defaults that differ from transformers' are the authors'.
+
+    Raises:
+        ValueError: if an argument is out of its range, or asks for what [`RosettaTrainer`] does not do.
+    """
+
+    generation_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of the modules that serve generated token types only (DiffLR, Algorithm 1). "
+            "`learning_rate` is that of all others. Default: the same rate. The paper's last stage: 1e-4, with a "
+            "`learning_rate` of 1e-5."
+        },
+    )
+    latent_projections_at_generation_rate: bool = field(
+        default=False,
+        metadata={
+            "help": "Also train the latent projections and the time embeddings at `generation_learning_rate`. "
+            "The authors train them at the base rate."
+        },
+    )
+    shield_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Number of optimizer steps at the start of the run in which the shared expert gets gradients from "
+            "text tokens only (paper, B.1, stage 1). The authors: 5000 in the last stage."
+        },
+    )
+    maop: bool = field(
+        default=True,
+        metadata={
+            "help": "Project the gradients of the shared expert that serves text onto the normal plane of their "
+            "momentum where they oppose it (equation 3), once shielding is over."
+        },
+    )
+    maop_granularity: str = field(
+        default="tensor",
+        metadata={
+            "help": "What MAOP projects as one vector: each `tensor`, the shared expert of each `layer`, or all of "
+            "them together (`global`).",
+            "choices": list(GRANULARITIES),
+        },
+    )
+    decay_all_parameters: bool = field(
+        default=False,
+        metadata={"help": "Apply weight decay to norms and biases too, as the authors do."},
+    )
+    logit_mean: float = field(
+        default=0.0, metadata={"help": "Mean of the logit of the timesteps drawn for flow matching."}
+    )
+    logit_std: float = field(
+        default=1.0, metadata={"help": "Standard deviation of the logit of the timesteps drawn for flow matching."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    use_cache: bool = field(
+        default=True,
+        metadata={"help": "`use_cache` of the configuration that is saved. Training itself never uses a cache."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop dataset columns that the model does not take; the collator needs them."}
+    )
+
+    def __post_init__(self):
+        if self.generation_learning_rate is not None and self.generation_learning_rate < 0:
+            raise ValueError(
+                f"`generation_learning_rate` must be None or at least 0, got {self.generation_learning_rate}."
+            )
+        if self.shield_steps < 0:
+            raise ValueError(f"`shield_steps` must be at least 0, got {self.shield_steps}.")
+        if self.maop_granularity not in GRANULARITIES:
+            raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {self.maop_granularity!r}.")
+        if self.logit_std <= 0:
+            raise ValueError(f"`logit_std` must be above 0, got {self.logit_std}.")
+        if self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(f"`optim` must be 'adamw_torch' or 'adamw_torch_fused', got {str(self.optim)!r}.")
+        if self.label_smoothing_factor != 0:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0, the model computes its own losses; "
+                f"got {self.label_smoothing_factor}."
+            )
+        super().__post_init__()
+
+
+__all__ = ["RosettaTrainingArguments"]
