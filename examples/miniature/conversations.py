@@ -1,0 +1,72 @@
+"""What is said about digits: prompts to draw them, questions about them, and how to read an answer."""
+
+import random
+import re
+
+import torch
+from PIL import Image
+
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PROMPTS = (
+    "a handwritten {word}",
+    "the digit {digit}",
+    "a drawing of {a_word}",
+    "the number {word}, written by hand",
+    "draw {a_word}",
+)
+QUESTIONS = (
+    ("Which digit is this?", "{digit}"),
+    ("Which number do you see?", "I see {a_word}."),
+    ("What does the picture show?", "A handwritten {word}."),
+    ("Which digit was written here, in a word?", "{word}"),
+    ("Can you read this digit?", "Yes, it is {a_word}."),
+)
+
+
+def drawing_prompts(label: int) -> list[str]:
+    """All prompts for one digit."""
+    return [_fill(prompt, label) for prompt in PROMPTS]
+
+
+def questions_and_answers(label: int) -> list[tuple[str, str]]:
+    """All questions about a picture of one digit, with their answers."""
+    return [(question, _fill(answer, label)) for question, answer in QUESTIONS]
+
+
+def drawing(latents: torch.Tensor, label: int, choose: random.Random) -> list[dict]:
+    """A conversation in which the digit, given as latents (C, h, w), is drawn."""
+    return [
+        {"role": "user", "content": choose.choice(drawing_prompts(label))},
+        {"role": "assistant", "content": [{"type": "latents", "latents": latents}]},
+    ]
+
+
+def question(image: Image.Image, label: int, choose: random.Random) -> list[dict]:
+    """A conversation in which a question about a picture of the digit is answered."""
+    text, answer = choose.choice(questions_and_answers(label))
+    return [*question_only(image, text), {"role": "assistant", "content": answer}]
+
+
+def question_only(image: Image.Image, text: str) -> list[dict]:
+    """A conversation that waits for its answer."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+def read_answer(answer: str) -> int | None:
+    """The digit that an answer names, `None` if it names none or several."""
+    named = set(re.findall(rf"\d|\b(?:{'|'.join(DIGIT_WORDS)})\b", answer.lower()))
+    digits = {int(name) if name.isdigit() else DIGIT_WORDS.index(name) for name in named}
+    return digits.pop() if len(digits) == 1 else None
+
+
+def all_phrases() -> list[str]:
+    """Everything that is said about digits, often enough to weigh beside the English that a tokenizer learns from."""
+    phrases = [prompt for label in range(10) for prompt in drawing_prompts(label)]
+    phrases += [text for label in range(10) for pair in questions_and_answers(label) for text in pair]
+    return 20 * phrases
+
+
+def _fill(template: str, label: int) -> str:
+    word = DIGIT_WORDS[label]
+    return template.format(digit=label, word=word, a_word=f"{'an' if word == 'eight' else 'a'} {word}")
