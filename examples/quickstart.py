@@ -62,7 +62,7 @@ VIT = {
 }
 VAE = {**VIT, "name": "vae", "embeds_from": "noisy_latents", "expert_pool": "vae"}
 PROMPT_DROPOUT = 0.1
-SAMPLES_PER_STEP = 32
+SAMPLES_PER_STEP = 40
 ROW_LENGTH = 128
 DRAWINGS_PER_PROMPT = 4
 CURVES = ["text_loss", "flow_loss", "capacity_rate_vit", "capacity_rate_vae", "maop_fired_share"]
@@ -135,16 +135,16 @@ def main():
     )
     model = upcycle(dense, config)
     evaluate("upcycled")
-    train("LM", {"LM": 1.0}, num_steps=100, learning_rate=1e-3)
+    train("LM", {"LM": 1.0}, num_steps=60, learning_rate=1e-3, maop=False)
     evaluate("LM")
 
     # Visual understanding: mount the ViT's experts, warm up its projectors, then train all but the ViT (C.1.2)
     mount(model, VIT, num_experts=3, vision_tower=vision_tower)
     evaluate("ViT mounted")
     train_projectors(model)
-    train("MMU, projectors", {"MMU": 0.8, "LM": 0.2}, num_steps=60, learning_rate=3e-3)
+    train("MMU, projectors", {"MMU": 0.8, "LM": 0.2}, num_steps=60, learning_rate=3e-3, maop=False)
     train_backbone(model)
-    train("MMU", {"MMU": 0.8, "LM": 0.2}, num_steps=400, learning_rate=1e-3)
+    train("MMU", {"MMU": 0.8, "LM": 0.2}, num_steps=300, learning_rate=1e-3, maop=False)
     evaluate("MMU")
 
     # Visual generation: mount the VAE's experts; DiffLR, shielding, then MAOP (3.3, C.1.3)
@@ -155,9 +155,9 @@ def main():
     train(
         "T2I",
         {"T2I": 0.6, "MMU": 0.25, "LM": 0.15},
-        num_steps=1500,
-        learning_rate=5e-4,
-        generation_learning_rate=3e-3,
+        num_steps=1200,
+        learning_rate=2e-3,
+        generation_learning_rate=4e-3,
         latent_projections_at_generation_rate=True,
         shield_steps=100,
     )

@@ -299,9 +299,14 @@ class RosettaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RosettaExperts):
             init.normal_(module.gate_up_proj, std=std)
             init.normal_(module.down_proj, std=std)
-        elif isinstance(module, LatentIn | LatentOut):
-            init.zeros_(module.block.conv2.weight)
-            init.zeros_(module.block.conv2.bias)
+        elif isinstance(module, LatentIn | LatentOut | TimestepEmbedder):
+            # PyTorch's own scale, as the authors have it, or the time would hardly be heard. Only the latents stay as
+            # quiet as the token embeddings: louder, they attend to one another and not to the prompt.
+            for name, layer in module.named_modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear) and name != "conv_in":
+                    init.kaiming_uniform_(layer.weight, a=5**0.5)
+            if not isinstance(module, TimestepEmbedder):
+                init.zeros_(module.block.conv2.weight)
 
 
 @dataclass

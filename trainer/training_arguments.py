@@ -43,7 +43,7 @@ class RosettaTrainingArguments(TrainingArguments):
         default=True,
         metadata={
             "help": "Project the gradients of the shared expert that serves text onto the normal plane of their "
-            "momentum where they oppose it (equation 3), once shielding is over."
+            "momentum where they oppose it (equation 3), once shielding is over. The paper does so in the last stage."
         },
     )
     maop_granularity: str = field(

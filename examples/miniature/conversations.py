@@ -10,9 +10,9 @@ from PIL import Image
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPTS = (
     "a handwritten {word}",
-    "the digit {digit}",
+    "the digit {word}",
     "a drawing of {a_word}",
-    "the number {word}, written by hand",
+    "the number {word}",
     "draw {a_word}",
 )
 QUESTIONS = (
@@ -61,10 +61,12 @@ def read_answer(answer: str) -> int | None:
 
 
 def all_phrases() -> list[str]:
-    """Everything that is said about digits, often enough to weigh beside the English that a tokenizer learns from."""
-    phrases = [prompt for label in range(10) for prompt in drawing_prompts(label)]
+    """Everything that is said about digits and the names of the roles, often enough to weigh beside the English that
+    a tokenizer learns from."""
+    phrases = ["user\n", "assistant\n"] * 10
+    phrases += [prompt for label in range(10) for prompt in drawing_prompts(label)]
     phrases += [text for label in range(10) for pair in questions_and_answers(label) for text in pair]
-    return 20 * phrases
+    return 100 * phrases
 
 
 def _fill(template: str, label: int) -> str:

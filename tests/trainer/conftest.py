@@ -63,6 +63,7 @@ def _record(index: int, noisy: bool) -> dict:
     }
     targets = slice(LENGTH - 3 - index % 5, LENGTH)
     record["labels"][targets] = record["input_ids"][targets]
+    record["labels"][0] = 1  # nothing predicts the first token, so it is no target
     if index % 3 == 0:
         record["token_type_ids"][:IMAGE_TOKENS] = 2
         record["input_ids"][:IMAGE_TOKENS] = 60

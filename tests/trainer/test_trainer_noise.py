@@ -61,3 +61,10 @@ def test_clean_latents_do_not_reach_the_model(forwards_of, records):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_the_batch_is_left_as_it_was(tiny_model, records, trainer_of, collate):
+    model, batch = tiny_model(), collate(records(4))
+    before = dict(batch)
+    trainer_of(model).compute_loss(model, batch)
+    assert batch == before
