@@ -9,7 +9,7 @@ from .digits import Digits
 
 BATCH_SIZE = 100
 NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 5.0
 
 
 @torch.no_grad()
