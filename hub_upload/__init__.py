@@ -1,0 +1,1 @@
+"""Checkpoints in and out: conversion of the authors' files, model card, upload."""

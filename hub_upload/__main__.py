@@ -1,0 +1,21 @@
+"""`python -m hub_upload COMMAND`: what is done to a repository from the command line."""
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0, or 1 after an error that is the user's to mend."""
+    parser = argparse.ArgumentParser(prog="python -m hub_upload", description=__doc__)
+    parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
