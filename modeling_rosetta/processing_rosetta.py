@@ -37,6 +37,8 @@ class RosettaProcessor(ProcessorMixin):
             VAE's down-sampling times its 2 x 2 patches.
         latent_prefix (`bool`, defaults to `False`): whether an image to draw starts with its size, ratio and timestep
             tokens, as in the authors' inference but not in their training.
+        latent_prefix_type (`int`, defaults to 0): the token type of these tokens: text, but in the authors' MoT a type
+            that passes through the generation stream.
 
     Raises:
         ValueError: if the tokenizer lacks a special token, or sizes or token types do not fit.
@@ -51,14 +53,21 @@ class RosettaProcessor(ProcessorMixin):
         base_size=256,
         latent_patch_size=16,
         latent_prefix=False,
+        latent_prefix_type=0,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.embeds_from = list(embeds_from)
         self.base_size = base_size
         self.latent_patch_size = latent_patch_size
         self.latent_prefix = latent_prefix
+        self.latent_prefix_type = latent_prefix_type
         if self.embeds_from[:1] != ["input_ids"]:
             raise ValueError(f"`embeds_from`: the first token type is text, from 'input_ids'; got {embeds_from}.")
+        if self.embeds_from[latent_prefix_type : latent_prefix_type + 1] != ["input_ids"]:
+            raise ValueError(
+                f"`latent_prefix_type` must be the index of a token type embedded from 'input_ids', of {embeds_from}, "
+                f"got {latent_prefix_type}."
+            )
         self.training_buckets = training_buckets(base_size, latent_patch_size)
         self.inference_buckets = inference_buckets(base_size, latent_patch_size)
 
@@ -406,7 +415,7 @@ class RosettaProcessor(ProcessorMixin):
                 prefix = self._prefix(height, width)
                 token, count, token_type = self.image_token_id, height * width, self.embeds_from.index("noisy_latents")
             input_ids += prefix + [token] * count
-            token_type_ids += [0] * len(prefix) + [token_type] * count
+            token_type_ids += [self.latent_prefix_type] * len(prefix) + [token_type] * count
         return input_ids, token_type_ids
 
     def _prefix(self, height: int, width: int) -> list[int]:

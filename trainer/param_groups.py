@@ -47,7 +47,7 @@ def diff_lr_groups(
             them; by default all do.
         latent_projections_at_generation_rate (`bool`): whether the latent projections and the time embeddings, which
             are new and serve the generated types only, train at the generation rate as well.
-        maop (`bool`): flag the shared experts that serve text for [`MAOPAdamW`].
+        maop (`bool`): flag the shared expert that serves text for [`MAOPAdamW`].
 
     Returns:
         `list[dict]`: groups with named parameters and a `name`: `base`, `shared_expert` and `generation`, each also
@@ -57,13 +57,11 @@ def diff_lr_groups(
         ValueError: if nothing in `model` requires a gradient.
     """
     generated = _served_only_by(config, [t for t in config.token_types if t["embeds_from"] == "noisy_latents"])
-    text_experts = {
-        ("shared_experts", t["shared_expert"]) for t in config.token_types if t["embeds_from"] == "input_ids"
-    }
+    foundation_expert = ("shared_experts", config.token_types[0]["shared_expert"])
 
     def role(name: str) -> str:
         modules = name.split(".")
-        if text_experts.intersection(pairwise(modules)):
+        if foundation_expert in pairwise(modules):
             return "shared_expert"
         if generated.intersection(pairwise(modules)):
             return "generation"
@@ -102,8 +100,13 @@ def clean_parameter_name(name: str) -> str:
 
 
 def _served_only_by(config, token_types: Iterable[dict]) -> set[tuple[str, str]]:
-    """(parent, child) names of the modules that serve these token types and no others."""
-    others = [t for t in config.token_types if t not in token_types]
+    """(parent, child) names of the modules that serve these token types and no others. Tokens that go along with an
+    image to draw, a second type embedded from `"input_ids"`, do not count."""
+    others = [
+        t
+        for number, t in enumerate(config.token_types)
+        if t not in token_types and (number == 0 or t["embeds_from"] != "input_ids")
+    ]
     return {
         (parent, t[field])
         for parent, field in _FIELD_OF_PARENT.items()
