@@ -61,8 +61,8 @@ def save_repository(
         pipeline ([`RosettaPipeline`])
         directory (`str` or `os.PathLike`)
         max_shard_size (`int` or `str`, *optional*): the most bytes of a file of weights, e.g. `"5GB"`.
-        write_weights (`Callable[[Path], None]`, *optional*): writes the weights into a folder, in place of those of
-            the transformer, which may then be on the meta device.
+        write_weights (`Callable[[Path], None]`, *optional*): writes the weights into the folder that has all else, in
+            place of those of the transformer, which may then be on the meta device.
 
     Raises:
         ValueError: if the transformer is wrapped, as by peft or `torch.compile`, or `directory` is a file.
@@ -114,7 +114,6 @@ def _write(pipeline, directory: Path, max_shard_size: int | str | None, write_we
         custom_object_save(transformer, directory, config=transformer.config)
         transformer.config.save_pretrained(directory)
         transformer.generation_config.save_pretrained(directory)
-        write_weights(directory)
     processor.save_pretrained(directory)
     index = {
         "_class_name": ["pipeline", "RosettaPipeline"],
@@ -135,6 +134,8 @@ def _write(pipeline, directory: Path, max_shard_size: int | str | None, write_we
     for name in ("transformer", "processor"):
         (directory / name).mkdir()
         shutil.copyfile(code / "repository_rosetta.py", directory / name / "repository_rosetta.py")
+    if write_weights is not None:
+        write_weights(directory)
 
 
 def _forget_origin(file: Path):

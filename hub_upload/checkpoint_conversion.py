@@ -1,10 +1,10 @@
-"""The authors' checkpoints to repositories of this project, and back."""
+"""The authors' checkpoints to repositories for transformers and diffusers, and back: the files."""
 
+import argparse
 import functools
 import json
 import re
-from collections.abc import Callable, Collection
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
@@ -12,149 +12,21 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
-from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, RosettaPipeline, RosettaProcessor
-from modeling_rosetta.latents_rosetta import LatentIn, LatentOut
+from modeling_rosetta import RosettaConfig, RosettaPipeline, RosettaProcessor
 from modeling_rosetta.repository_rosetta import save_repository, staged_directory
 
-from .authors_layout import (
-    IGNORED,
-    LATENT_PREFIX,
-    LATENT_PROJECTIONS,
-    ROTARY,
-    check_tensors,
-    empty_model,
-    infer_config,
-    optional_shapes,
-    rotary_frequencies,
-    source_shape,
-    source_shapes,
-    sources,
-)
+from .authors_layout import IGNORED, LATENT_PREFIX
+from .card import add_facts, facts_of, model_card
+from .state_dict_conversion import Conversion, Reversion
 from .weight_files import open_weights, parse_hub_source, write_weights
 
 
 logger = logging.get_logger(__name__)
 
+DTYPES = ("float32", "bfloat16", "float16")
 # Pixels of an image to understand in the authors' inference.
 IMAGE_SIZE = {"shortest_edge": 512 * 512, "longest_edge": 2048 * 2048}
 NEW = "newly_initialized"  # metadata of our files: tensors that the authors' checkpoint did not have
-
-
-class Conversion:
-    """
-    What becomes of a checkpoint of the authors': its configuration, and each of our tensors when it is read.
-
-    Args:
-        tensors (`dict[str, torch.Tensor]`): theirs; names, shapes and dtypes are looked at.
-        overrides (`dict`, *optional*): fields of the configuration, nested as in config.json.
-        dtype (`torch.dtype`, *optional*): of the result; by default the checkpoint's.
-
-    Attributes:
-        config ([`RosettaConfig`])
-        model ([`RosettaForCausalLMAndImageGeneration`]): on the meta device.
-        tensors (`dict[str, torch.Tensor]`): ours, on the meta device.
-        new (`dict[str, torch.Tensor]`): the latent projections of a checkpoint from before the stage that draws.
-
-    Raises:
-        ValueError: if the checkpoint is not complete or not the authors', or an override does not fit.
-    """
-
-    def __init__(
-        self, tensors: dict[str, torch.Tensor], overrides: dict | None = None, dtype: torch.dtype | None = None
-    ):
-        self.config = infer_config(tensors, overrides)
-        self.model = empty_model(self.config)
-        self._sources = sources(self.config)
-        new = [key for key in self._sources if key.startswith(LATENT_PROJECTIONS)]
-        if any(source in tensors for key in new for source in self._sources[key]):
-            new = []
-        ours = self.model.state_dict()
-        check_tensors(tensors, source_shapes(ours, self._sources, new), optional_shapes(self.config))
-        self.new = _initialize(self.model, new)
-        self.tensors = {
-            key: ours[key].to(dtype or tensors["model.norm.weight" if key in new else parts[0]].dtype)
-            for key, parts in self._sources.items()
-        }
-
-    def read(self, key: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """One of our tensors, from the authors' tensors that `read` gives."""
-        if key in self.new:
-            return self.new[key].to(self.tensors[key].dtype)
-        parts = [read(source) for source in self._sources[key]]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts).view(self.tensors[key].shape)
-        return tensor.to(self.tensors[key].dtype)
-
-
-class Reversion:
-    """
-    The inverse of [`Conversion`]: each of the authors' tensors when it is read.
-
-    Args:
-        config ([`RosettaConfig`])
-        tensors (`dict[str, torch.Tensor]`): ours; names, shapes and dtypes are looked at.
-        new (`Collection[str]`): those of ours that the authors' checkpoint did not have.
-
-    Attributes:
-        tensors (`dict[str, torch.Tensor]`): theirs, on the meta device, sorted by name as in their files.
-
-    Raises:
-        ValueError: if the authors' layout has no place for the configuration, or the tensors do not fit it.
-    """
-
-    def __init__(self, config: RosettaConfig, tensors: dict[str, torch.Tensor], new: Collection[str] = ()):
-        table, ours = sources(config), empty_model(config).state_dict()
-        check_tensors(tensors, {key: tuple(ours[key].shape) for key in table}, {IGNORED: tuple(ours[IGNORED].shape)})
-        self._slices, theirs = {}, {}
-        for key, parts in table.items():
-            for index, source in enumerate(parts if key not in new else []):
-                self._slices[source] = key, index, (len(parts), *source_shape(ours[key], len(parts)))
-                theirs[source] = torch.empty(self._slices[source][2][1:], dtype=tensors[key].dtype, device="meta")
-        if config.token_type_index("pixel_values") is not None:
-            self._rotary = rotary_frequencies(config)
-            theirs[ROTARY] = self._rotary.to("meta")
-        self.tensors = dict(sorted(theirs.items()))
-
-    def read(self, key: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """One of the authors' tensors, from ours that `read` gives."""
-        if key == ROTARY:
-            return self._rotary
-        ours, index, shape = self._slices[key]
-        return read(ours).reshape(shape)[index]
-
-
-def convert_state_dict(
-    tensors: dict[str, torch.Tensor], overrides: dict | None = None
-) -> tuple[RosettaConfig, dict[str, torch.Tensor]]:
-    """
-    Converts a checkpoint of the authors' in memory.
-
-    Args:
-        tensors (`dict[str, torch.Tensor]`): the authors' tensors of Rosetta, MoE or MoT, of any stage.
-        overrides (`dict`, *optional*): fields of the configuration that names and shapes do not tell, nested as in
-            config.json.
-
-    Returns:
-        `tuple[RosettaConfig, dict[str, torch.Tensor]]`: the configuration and what
-        [`RosettaForCausalLMAndImageGeneration`] loads, in the dtypes of the checkpoint. Latent projections that a
-        checkpoint from before the stage that draws does not have are newly initialised.
-
-    Raises:
-        ValueError: that lists tensors that are missing, unexpected or of a wrong shape, or names the override.
-    """
-    conversion = Conversion(tensors, overrides)
-    converted = {key: conversion.read(key, tensors.__getitem__) for key in conversion.tensors}
-    return conversion.config, {**converted, "lm_head.weight": converted["model.embed_tokens.weight"]}
-
-
-def revert_state_dict(config: RosettaConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    The inverse of [`convert_state_dict`]: the authors' tensors, bit for bit.
-
-    Raises:
-        ValueError: if the authors' layout has no place for the configuration, or tensors do not fit it.
-    """
-    reversion = Reversion(config, tensors)
-    return {key: reversion.read(key, tensors.__getitem__) for key in reversion.tensors}
 
 
 def convert(
@@ -167,6 +39,7 @@ def convert(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     check_finite: bool = False,
+    facts: dict | None = None,
 ):
     """
     Converts a checkpoint of the authors' to the repository that transformers and diffusers load. Holds one shard of
@@ -185,6 +58,7 @@ def convert(
         dtype (`torch.dtype`, *optional*): of the weights; by default the checkpoint's.
         max_shard_size (`int` or `str`): the most bytes of a file of weights.
         check_finite (`bool`): refuse weights that are infinite or not a number.
+        facts (`dict`, *optional*): arguments of [`model_card`]. A source on the Hub is its `base_model`.
 
     Raises:
         ValueError: before anything is written, if files are missing or damaged, tensors are missing, unexpected or of
@@ -206,8 +80,7 @@ def convert(
     )
     conversion.model.generation_config = GenerationConfig.from_model_config(conversion.config)
     conversion.model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if dtypes := {str(tensor.dtype).removeprefix("torch.") for tensor in conversion.tensors.values()}:
-        conversion.config.dtype = max(dtypes)  # float32 rather than bfloat16
+    conversion.config.dtype = conversion.tensors["model.norm.weight"].dtype
 
     def read(key: str) -> torch.Tensor:
         tensor = conversion.read(key, files.read)
@@ -215,16 +88,18 @@ def convert(
             raise ValueError(f"`source`: the weights of '{key}' are not all finite.")
         return tensor
 
-    metadata = {NEW: json.dumps(list(conversion.new))} if conversion.new else None
+    def write(folder: Path):
+        metadata = {NEW: json.dumps(list(conversion.new))} if conversion.new else None
+        write_weights(folder, conversion.tensors, read, max_shard_size, metadata)
+        model_card(folder, **{"repo_id": Path(target).resolve().name, **_origin(source), **(facts or {})}).save(
+            folder / "README.md"
+        )
+
     if conversion.new:
-        logger.warning(f"The checkpoint does not draw yet: {list(conversion.new)} are newly initialised.")
+        logger.warning(f"The checkpoint does not draw yet; newly initialised: {list(conversion.new)}.")
     if IGNORED in files.tensors:
-        logger.warning(f"`{IGNORED}` is left out, as the authors' code does: the head is tied to the embedding.")
-    save_repository(
-        pipeline,
-        target,
-        write_weights=lambda folder: write_weights(folder, conversion.tensors, read, max_shard_size, metadata),
-    )
+        logger.warning(f"`{IGNORED}` is left out, as in the authors' code: the head is tied to the embedding.")
+    save_repository(pipeline, target, write_weights=write)
 
 
 def revert(source: str | Path, target: str | Path, max_shard_size: int | str = "5GB"):
@@ -253,17 +128,12 @@ def revert(source: str | Path, target: str | Path, max_shard_size: int | str = "
         (folder / "config.json").write_text("{}")
 
 
-def _initialize(model: RosettaForCausalLMAndImageGeneration, keys: list[str]) -> dict[str, torch.Tensor]:
-    """Fresh latent projections, the same ones each time."""
-    if not keys:
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        modules = {"model.latent_in": LatentIn(model.config), "latent_out": LatentOut(model.config)}
-        for module in modules.values():
-            module.apply(model._init_weights)
-    fresh = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
-    return {key: fresh[key] for key in keys}
+def _origin(source: str | Path) -> dict:
+    if Path(source).exists():
+        return {"summary": "Converted from a checkpoint of the authors' code."}
+    repo_id, path, _ = parse_hub_source(str(source))
+    where = "" if path == PurePosixPath() else f", `{path}`"
+    return {"summary": f"Converted from [{repo_id}](https://huggingface.co/{repo_id}){where}.", "base_model": repo_id}
 
 
 def _token_fields(tokenizer, tensors: dict[str, torch.Tensor]) -> dict:
@@ -324,4 +194,64 @@ def _processor(tokenizer, image_processor: Qwen2VLImageProcessorPil, config: Ros
     )
 
 
-__all__ = ["convert", "convert_state_dict", "revert", "revert_state_dict"]
+def add_command(commands):
+    """`python -m hub_upload convert SRC DST`."""
+    parser = commands.add_parser(
+        "convert",
+        help="the authors' checkpoint to a repository, or back",
+        description="Converts a checkpoint of the authors' to a repository for transformers and diffusers, or back.",
+    )
+    parser.add_argument("source", help="safetensors file, folder, or owner/name[/path][@revision] on the Hub")
+    parser.add_argument("target", type=Path, help="folder to write; an error leaves it as it was")
+    parser.add_argument("--tokenizer", help="folder or Hub id of the authors' tokenizer; always needed")
+    parser.add_argument("--vae", help="diffusers folder or Hub id of the FLUX.2 VAE; needed if the checkpoint draws")
+    parser.add_argument("--image-processor", help="folder or Hub id; default: Qwen3-VL's with the authors' sizes")
+    parser.add_argument(
+        "--config", type=_json_file, metavar="FILE", help="JSON file of fields of config.json that shapes do not tell"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as they are")
+    parser.add_argument("--max-shard-size", default="5GB", help="most bytes of a file of weights (default: 5GB)")
+    parser.add_argument("--check-finite", action="store_true", help="refuse weights that are infinite or NaN")
+    parser.add_argument(
+        "--revert", action="store_true", help="write the weights of a repository in the authors' layout instead"
+    )
+    add_facts(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace):
+    if options.revert:
+        given = [
+            name
+            for name in ("tokenizer", "vae", "image_processor", "config", "dtype", "check_finite")
+            if getattr(options, name)
+        ]
+        if given:
+            raise ValueError(f"`--revert` writes the weights as they are, without the options {given}.")
+        revert(options.source, options.target, options.max_shard_size)
+    else:
+        if options.tokenizer is None:
+            raise ValueError("`--tokenizer` must be given: a folder or Hub id of the authors' tokenizer.")
+        convert(
+            options.source,
+            options.target,
+            options.tokenizer,
+            options.vae,
+            options.image_processor,
+            options.config,
+            None if options.dtype is None else getattr(torch, options.dtype),
+            options.max_shard_size,
+            options.check_finite,
+            facts_of(options),
+        )
+    print(f"Written: {options.target}")
+
+
+def _json_file(path: str) -> dict:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path} must be a JSON file ({error})") from error
+
+
+__all__ = ["add_command", "convert", "revert"]
