@@ -57,9 +57,9 @@ def training_record(
             last evaluation, if there was one.
 
     Returns:
-        `dict`: `stage`, `data`, `steps` and `epochs` that were trained, `hyperparameters` (those of
-        [`RosettaTrainingArguments`], and the collator's `max_length` and `packed`), `trained_parameters`, `processes`, `device`, `versions` of the
-        libraries, `results`, and `log`: about 100 lines of the Trainer's `log_history`, evenly chosen, the last
+        `dict`: `stage`, `data`, `steps` and `epochs` that were trained, `hyperparameters` (of the arguments, and the
+        collator's `max_length` and `packed`), `trained_parameters`, `processes`, `device`, `versions` of the
+        libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`, evenly chosen, the last
         among them.
     """
     arguments = trainer.args.to_dict()
