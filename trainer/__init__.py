@@ -2,7 +2,7 @@
 
 from .data_collator import RosettaDataCollator
 from .flow_matching import flow_matching_targets, sample_timesteps
-from .freezing import train_backbone, train_projectors
+from .freezing import train_backbone, train_projectors, train_token_types
 from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
 from .rosetta_trainer import RosettaTrainer
@@ -19,4 +19,5 @@ __all__ = [
     "sample_timesteps",
     "train_backbone",
     "train_projectors",
+    "train_token_types",
 ]
