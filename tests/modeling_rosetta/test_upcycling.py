@@ -199,4 +199,4 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be a Qwen3"):
         text_config_from_dense(RosettaConfig())
     with pytest.raises(OSError):
-        upcycle(tmp_path)
+        upcycle(tmp_path / "nowhere")
