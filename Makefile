@@ -20,5 +20,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,examples,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,hub,examples,test]"
 	touch $@

@@ -48,8 +48,10 @@ from trainer import (  # noqa: E402
     RosettaDataCollator,
     RosettaTrainer,
     RosettaTrainingArguments,
+    save_training_record,
     train_backbone,
     train_projectors,
+    training_record,
 )
 
 
@@ -68,6 +70,17 @@ FLOW_LOSS_COEF = 10.0
 SAMPLES_PER_STEP = 40
 ROW_LENGTH = 128
 DRAWINGS_PER_PROMPT = 4
+DATA = {
+    "LM": "English from the documentation of Python's standard library",
+    "MMU": "questions about scikit-learn's scanned digits",
+    "T2I": "prompts for scikit-learn's scanned digits",
+}
+# What the figures of the report are, in words that stand alone.
+RESULTS = {
+    "text loss": "loss on held-out English, nats a token",
+    "questions": "share of questions about held-out digits answered right",
+    "drawings": "share of drawings recognised as the prompted digit",
+}
 CURVES = ["text_loss", "flow_loss", "capacity_rate_vit", "capacity_rate_vae", "maop_fired_share"]
 
 
@@ -79,7 +92,7 @@ def main():
     start = time.perf_counter()
     set_seed(arguments.seed)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    figures_after, histories = {}, {}
+    figures_after, histories, records = {}, {}, []
 
     # What a real run takes from elsewhere: text, a tokenizer, a dense model, a ViT and a VAE, both frozen from then on
     english = load_english()
@@ -112,9 +125,10 @@ def main():
 
     def train(stage: str, ratios: dict[str, float], num_steps: int, **kwargs):
         mixture = Mixture({"LM": read, "MMU": see, "T2I": paint}, ratios, num_steps * SAMPLES_PER_STEP, arguments.seed)
-        histories[stage] = train_stage(
-            stage, model, mixture, tokenizer.pad_token_id, num_steps, seed=arguments.seed, **kwargs
-        )
+        trainer = train_stage(stage, model, mixture, tokenizer.pad_token_id, num_steps, seed=arguments.seed, **kwargs)
+        histories[stage] = trainer.state.log_history
+        data = ", ".join(f"{ratio:.0%} {DATA[kind]}" for kind, ratio in ratios.items())
+        records.append(training_record(trainer, stage, data))
 
     def evaluate(stage: str):
         model.eval()
@@ -167,11 +181,17 @@ def main():
     )
     evaluate("T2I")
 
-    pipeline.save_pretrained(arguments.output_dir / "model")
+    repository, assets = arguments.output_dir / "model", arguments.output_dir / "model" / "assets"
+    pipeline.save_pretrained(repository)
+    for record in records:
+        figures = figures_after.get(record["stage"], {})
+        record["results"] = {RESULTS[name]: figure for name, figure in figures.items()}
+    save_training_record(repository, records, command=f"python examples/quickstart.py --seed {arguments.seed}")
     prompts = [drawing_prompts(digit)[digit % 5] for digit in range(10)]
     drawn = {prompt: draw(pipeline, [prompt] * 8, seed=2) for prompt in prompts}
-    save_drawn_digits(drawn, arguments.output_dir / "drawings.png")
-    save_training_curves(histories, CURVES, arguments.output_dir / "curves.png")
+    assets.mkdir(exist_ok=True)
+    save_drawn_digits(drawn, assets / "drawings.png")
+    save_training_curves(histories, CURVES, assets / "curves.png")
     table = results_table(
         {
             stage: {
@@ -184,7 +204,7 @@ def main():
     run = {"figures": figures_after, "seconds": seconds, "seed": arguments.seed, "english_sha256": english.sha256}
     (arguments.output_dir / "results.json").write_text(json.dumps(run, indent=2) + "\n")
     (arguments.output_dir / "results.md").write_text(table + "\n")
-    print(f"\n{table}\n\nPictures, curves and the model are in {arguments.output_dir}, after {seconds:.0f} s.")
+    print(f"\n{table}\n\nThe model with its pictures and curves is in {repository}, after {seconds:.0f} s.")
 
 
 def train_stage(
@@ -194,8 +214,8 @@ def train_stage(
     pad_token_id: int,
     num_steps: int,
     **kwargs,
-) -> list[dict]:
-    """Trains one stage with a fresh optimizer; returns the log."""
+) -> RosettaTrainer:
+    """Trains one stage with a fresh optimizer; returns its Trainer."""
     print(f"\n{stage}: {num_steps} steps")
     with tempfile.TemporaryDirectory() as output_dir:
         arguments = RosettaTrainingArguments(
@@ -214,7 +234,7 @@ def train_stage(
         collator = RosettaDataCollator(pad_token_id, max_length=ROW_LENGTH, packed=True)
         trainer = RosettaTrainer(model, arguments, train_dataset=samples, data_collator=collator)
         trainer.train()
-    return trainer.state.log_history
+    return trainer
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""`python -m hub_upload COMMAND`: what is done to a repository from the command line."""
+"""`python -m hub_upload COMMAND`: what is done to checkpoints and repositories from the command line."""
 
 import argparse
 import sys
+
+from . import card, checkpoint_conversion
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, or 1 after an error that is the user's to mend."""
     parser = argparse.ArgumentParser(prog="python -m hub_upload", description=__doc__)
-    parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (checkpoint_conversion, card):
+        module.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

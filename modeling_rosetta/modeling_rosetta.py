@@ -79,8 +79,9 @@ def token_layout(config: RosettaConfig, token_types: torch.Tensor, shield_shared
     shared_experts = [*config.shared_experts, None]
     shielded = None
     if shield_shared_expert:
-        foundation = types[0]["shared_expert"]
-        shields = [i > 0 and t["shared_expert"] == foundation for i, t in enumerate(types)]
+        # Other types' experts warm up first. Where types share their experts too, as in MoE, nothing is shielded.
+        pool, expert = types[0]["expert_pool"], types[0]["shared_expert"]
+        shields = [t["expert_pool"] != pool and t["shared_expert"] == expert for t in types]
         shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
     return TokenLayout(
         pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types),
@@ -722,8 +723,8 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
             latent_grid_hw (`(I, 2)`): their grids.
             timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
             velocity_labels (`(L, C)`): noise - data.
-            shield_shared_expert (`bool`): detach the shared expert's output for all tokens but the foundation's
-                (paper, B.1, stage 1).
+            shield_shared_expert (`bool`): detach the shared expert's output for all tokens that are not routed to the
+                foundation's experts (paper, B.1, stage 1).
             num_text_targets, num_latent_images, num_feature_targets (by name of the type): what the sums of the text
                 loss, the flow loss and the feature losses are divided by; default to the numbers in this batch. Give
                 the numbers in the global batch to accumulate gradients.

@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
 
 
 CODE = ("pipeline.py", "latent_codec_rosetta.py", "repository_rosetta.py")  # what the model and processor do not bring
@@ -44,33 +47,52 @@ class RootProcessor(ProcessorMixin):
         return AutoProcessor.from_pretrained(Path(folder).parent, trust_remote_code=True, **kwargs)
 
 
-def save_repository(pipeline, directory: str | os.PathLike, max_shard_size: int | str | None = None):
+def save_repository(
+    pipeline,
+    directory: str | os.PathLike,
+    max_shard_size: int | str | None = None,
+    write_weights: Callable[[Path], None] | None = None,
+):
     """
-    Saves the parts of a pipeline and the code they run on. All is written beside `directory` first and then takes its
-    place, so that an interrupted save leaves `directory` as it was. Files of `directory` that a repository does not
-    have, such as a model card, stay.
+    Saves the parts of a pipeline and the code they run on. Files of `directory` that a repository does not have, such
+    as a model card, stay.
 
     Args:
         pipeline ([`RosettaPipeline`])
         directory (`str` or `os.PathLike`)
         max_shard_size (`int` or `str`, *optional*): the most bytes of a file of weights, e.g. `"5GB"`.
+        write_weights (`Callable[[Path], None]`, *optional*): writes the weights into the folder that has all else, in
+            place of those of the transformer, which may then be on the meta device.
 
     Raises:
         ValueError: if the transformer is wrapped, as by peft or `torch.compile`, or `directory` is a file.
     """
-    directory = Path(directory).resolve()
     if not isinstance(pipeline.transformer, PreTrainedModel):
         raise ValueError(
             "`transformer` must be the model itself to be saved (merge or unwrap it first), got "
             f"{type(pipeline.transformer).__name__}."
         )
+    with staged_directory(directory) as staged:
+        _write(pipeline, staged, max_shard_size, write_weights)
+
+
+@contextmanager
+def staged_directory(directory: str | os.PathLike) -> Iterator[Path]:
+    """
+    An empty folder beside `directory` to write to, which takes its place in the end: an interruption leaves
+    `directory` as it was. Of what was in there, files that the new folder does not have stay, but for weights.
+
+    Raises:
+        ValueError: if `directory` is a file.
+    """
+    directory = Path(directory).resolve()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"`save_directory` must be a folder, {directory} is a file.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.saving-", dir=directory.parent))
     try:
         (staging / "new").mkdir()
-        _write(pipeline, staging / "new", max_shard_size)
+        yield staging / "new"
     except BaseException:
         shutil.rmtree(staging)
         raise
@@ -78,14 +100,20 @@ def save_repository(pipeline, directory: str | os.PathLike, max_shard_size: int 
     shutil.rmtree(staging)
 
 
-def _write(pipeline, directory: Path, max_shard_size: int | str | None):
+def _write(pipeline, directory: Path, max_shard_size: int | str | None, write_weights: Callable[[Path], None] | None):
     transformer, processor = pipeline.transformer, pipeline.processor
     type(transformer.config).register_for_auto_class()
     type(transformer).register_for_auto_class("AutoModelForCausalLM")
     type(processor).register_for_auto_class()
     transformer.config.auto_map = dict(AUTO_MAP)
-    sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    transformer.save_pretrained(directory, **sharding)
+    if write_weights is None:
+        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        transformer.save_pretrained(directory, **sharding)
+    else:
+        transformer.config.architectures = [type(transformer).__name__]
+        custom_object_save(transformer, directory, config=transformer.config)
+        transformer.config.save_pretrained(directory)
+        transformer.generation_config.save_pretrained(directory)
     processor.save_pretrained(directory)
     index = {
         "_class_name": ["pipeline", "RosettaPipeline"],
@@ -106,6 +134,8 @@ def _write(pipeline, directory: Path, max_shard_size: int | str | None):
     for name in ("transformer", "processor"):
         (directory / name).mkdir()
         shutil.copyfile(code / "repository_rosetta.py", directory / name / "repository_rosetta.py")
+    if write_weights is not None:
+        write_weights(directory)
 
 
 def _forget_origin(file: Path):
@@ -126,4 +156,4 @@ def _replace(directory: Path, new: Path, old: Path):
                 entry.rename(directory / entry.name)
 
 
-__all__ = ["RootModel", "RootProcessor", "save_repository"]
+__all__ = ["RootModel", "RootProcessor", "save_repository", "staged_directory"]

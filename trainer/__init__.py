@@ -7,6 +7,7 @@ from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
 from .rosetta_trainer import RosettaTrainer
 from .training_arguments import RosettaTrainingArguments
+from .training_record import load_training_record, save_training_record, training_record
 
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "RosettaTrainingArguments",
     "diff_lr_groups",
     "flow_matching_targets",
+    "load_training_record",
     "sample_timesteps",
+    "save_training_record",
     "train_backbone",
     "train_projectors",
     "train_token_types",
+    "training_record",
 ]

@@ -33,9 +33,9 @@ def diff_lr_groups(
     maop: bool = True,
 ) -> list[dict]:
     """
-    Parameter groups of Algorithm 1 (paper, B.2). Modules that serve nothing but generated token types, those that
-    embed from `"noisy_latents"`, train at the generation rate: the VAE router and experts in Rosetta, the whole
-    generation stream in MoT, nothing in MoE. All else trains at the base rate.
+    Parameter groups of Algorithm 1 (paper, B.2). Modules that serve nothing but generated token types (VAE, and
+    features of a user's own with `is_generated`) train at the generation rate: the VAE router and experts in Rosetta,
+    the whole generation stream in MoT, nothing in MoE. All else trains at the base rate.
 
     Args:
         model (`nn.Module`): may be wrapped (DDP, FSDP, `torch.compile`, peft). Frozen parameters are left out.
@@ -47,7 +47,7 @@ def diff_lr_groups(
             them; by default all do.
         latent_projections_at_generation_rate (`bool`): whether the latent projections and the time embeddings, which
             are new and serve the generated types only, train at the generation rate as well.
-        maop (`bool`): flag the shared experts that serve text for [`MAOPAdamW`].
+        maop (`bool`): flag the shared expert that serves text for [`MAOPAdamW`].
 
     Returns:
         `list[dict]`: groups with named parameters and a `name`: `base`, `shared_expert` and `generation`, each also
@@ -56,18 +56,19 @@ def diff_lr_groups(
     Raises:
         ValueError: if nothing in `model` requires a gradient.
     """
-    generated = _served_only_by(config, [t for t in config.token_types if t["embeds_from"] == "noisy_latents"])
-    text_experts = {
-        ("shared_experts", t["shared_expert"]) for t in config.token_types if t["embeds_from"] == "input_ids"
-    }
+    generated_types = [t for t in config.token_types if config.is_generated(t)]
+    generated = _served_only_by(config, generated_types)
+    projections = {(parent, t["name"]) for parent in ("feature_in", "feature_out") for t in generated_types}
+    foundation_expert = ("shared_experts", config.token_types[0]["shared_expert"])
 
     def role(name: str) -> str:
         modules = name.split(".")
-        if text_experts.intersection(pairwise(modules)):
+        if foundation_expert in pairwise(modules):
             return "shared_expert"
         if generated.intersection(pairwise(modules)):
             return "generation"
-        if latent_projections_at_generation_rate and _LATENT_PROJECTIONS.intersection(modules):
+        is_projection = _LATENT_PROJECTIONS.intersection(modules) or projections.intersection(pairwise(modules))
+        if latent_projections_at_generation_rate and is_projection:
             return "generation"
         return "base"
 
@@ -102,8 +103,13 @@ def clean_parameter_name(name: str) -> str:
 
 
 def _served_only_by(config, token_types: Iterable[dict]) -> set[tuple[str, str]]:
-    """(parent, child) names of the modules that serve these token types and no others."""
-    others = [t for t in config.token_types if t not in token_types]
+    """(parent, child) names of the modules that serve these token types and no others. Tokens that go along with an
+    image to draw, a second type embedded from `"input_ids"`, do not count."""
+    others = [
+        t
+        for number, t in enumerate(config.token_types)
+        if t not in token_types and (number == 0 or t["embeds_from"] != "input_ids")
+    ]
     return {
         (parent, t[field])
         for parent, field in _FIELD_OF_PARENT.items()

@@ -46,13 +46,13 @@ def test_cached_batched_guidance_equals_the_method_as_it_is_written(architecture
 
 @torch.no_grad()
 def test_one_step_with_the_cache_equals_the_whole_sequence(pipe):
-    """To the last digits of float64, which leave no room for a difference in the method."""
+    """In float64, but for the routers, whose float32 depends on the number of rows."""
     pipe.transformer.double().set_experts_implementation("eager")
     rows = pipe.processor.draw_prompt(["a red stone", "x"])
     inputs = {"noisy_latents": noise(4).flatten(2).transpose(1, 2).flatten(0, 1), "timesteps": torch.full((4,), 0.7)}
     whole = pipe.transformer(**rows, **inputs, use_cache=False).velocity
     cached = pipe.transformer(**pipe.encode_prompt(rows, num_images_per_prompt=1), **inputs).velocity
-    torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cached, whole, rtol=0, atol=2e-6)
 
 
 def test_the_prompt_is_read_once_and_a_step_reads_only_the_image(pipe):

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.conftest import pack, sample
+from tests.conftest import pack, sample, tiny_model
 
 
 def gradients(model, batch: dict, shield: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -46,3 +46,11 @@ def test_text_in_a_mixed_row_still_moves_the_shared_expert_and_losses_agree(rose
     name = "model.layers.2.mlp.shared_experts.global.down_proj.weight"
     assert shielded[name].abs().max() > 0
     assert not torch.allclose(plain[name], shielded[name])
+
+
+def test_nothing_is_shielded_where_all_tokens_share_their_experts():
+    """As in the authors' MoE: no new experts, nothing to warm up."""
+    moe = tiny_model("moe")
+    _, plain = gradients(moe, sample("tug"), shield=False)
+    _, shielded = gradients(moe, sample("tug"), shield=True)
+    assert all(torch.equal(plain[name], shielded[name]) for name in plain)

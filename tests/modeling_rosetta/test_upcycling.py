@@ -49,7 +49,7 @@ def authors_dense() -> Qwen3ForCausalLM:
     return model
 
 
-def stages(architecture: str, num_stages: int) -> RosettaForCausalLMAndImageGeneration:
+def stages(architecture: str, num_stages: int, trained: str | None = None) -> RosettaForCausalLMAndImageGeneration:
     dense = authors_dense()
     full = CONFIGS[architecture](**SIZES, vision_config=VISION)
     text, vit, vae = full.token_types
@@ -58,42 +58,50 @@ def stages(architecture: str, num_stages: int) -> RosettaForCausalLMAndImageGene
     )
     config.image_token_id = 47
     model = upcycle(dense, config)
+    if trained is not None:  # the stage before, which the scripts went on from
+        for name, value in authors(trained).items():
+            ours(model, name, {"wg": (text["expert_pool"], 0)}, text["attention_stream"], text["shared_expert"]).copy_(
+                value
+            )
     if num_stages > 1:
         number = 3 if architecture == "rosetta" else None
         mount(model, vit, number, vision_tower=RosettaVisionModel._from_config(full.vision_config))
     if num_stages > 2:
         number = None if architecture == "moe" else 6
-        mount(model, vae, number, latent_channels=8, latent_hidden_size=64)
+        # The latent blocks do not go into 16 channels, and are none of the scripts' business.
+        mount(model, {**vae, "embeds_from": "vae_features", "feature_size": 8}, number)
     return model
 
 
-def compare(model, theirs: dict[str, torch.Tensor], pools: dict[str, tuple[str, int]], stream: str, shared: str):
-    """`pools`: for each of the authors' routers, our pool and the number of its first expert in their counting."""
-    state, compared = model.state_dict(), 0
+def ours(model, name: str, pools: dict[str, tuple[str, int]], stream: str, shared: str) -> torch.Tensor:
+    """Our weight of an authors' name. `pools`: for each of their routers, our pool and its first expert's number."""
+    gen = "_mot_gen" in name
+    at, own = ("gen" if gen else stream), name.replace("_mot_gen", "")
+    own = own.replace("query_layernorm", "q_norm").replace("key_layernorm", "k_norm")
+    own = own.replace("self_attn.", f"self_attn.streams.{at}.")
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        own = own.replace(f"{norm}.", f"{norm}.{at}.")
+    own = own.replace("mlp.shared_mlp", f"mlp.shared_experts.{'gen' if gen else shared}")
+    layer, _, rest = own.partition("mlp.gate.")
+    if rest:
+        router = ("gen:" if gen else "") + rest.split(".")[0]
+        own = f"{layer}mlp.pools.{pools[router][0]}.router.weight"
+    layer, _, rest = own.partition("mlp.experts.")
+    if not rest:
+        return model.state_dict()[own]
+    number, weight, _ = rest.split(".")
+    group = [pool for router, pool in pools.items() if router.startswith("gen:") == gen]
+    pool, first = max((p for p in group if p[1] <= int(number)), key=lambda p: p[1])
+    experts = f"{layer}mlp.pools.{pool}.experts"
+    if weight == "down_proj":
+        return model.state_dict()[f"{experts}.down_proj"][int(number) - first]
+    return model.state_dict()[f"{experts}.gate_up_proj"][int(number) - first].chunk(2)[int(weight == "up_proj")]
+
+
+def compare(model, theirs: dict[str, torch.Tensor], *names) -> int:
     for name, value in theirs.items():
-        gen = "_mot_gen" in name
-        at, own = ("gen" if gen else stream), name.replace("_mot_gen", "")
-        own = own.replace("query_layernorm", "q_norm").replace("key_layernorm", "k_norm")
-        own = own.replace("self_attn.", f"self_attn.streams.{at}.")
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            own = own.replace(f"{norm}.", f"{norm}.{at}.")
-        own = own.replace("mlp.shared_mlp", f"mlp.shared_experts.{'gen' if gen else shared}")
-        if "mlp.gate." in own:
-            router = ("gen:" if gen else "") + name.split("mlp")[1].split(".gate.")[1].split(".")[0]
-            own = own.split("mlp.gate.")[0] + f"mlp.pools.{pools[router][0]}.router.weight"
-        if "mlp.experts." in own:
-            layer, (number, weight, _) = own.split("mlp.experts.")[0], own.split("mlp.experts.")[1].split(".")
-            group = [(p, first) for router, (p, first) in pools.items() if router.startswith("gen:") == gen]
-            pool, first = max((p for p in group if p[1] <= int(number)), key=lambda p: p[1])
-            fused = state[f"{layer}mlp.pools.{pool}.experts.{'down' if 'down' in weight else 'gate_up'}_proj"]
-            ours = fused[int(number) - first]
-            if "down" not in weight:
-                ours = ours.chunk(2)[0 if "gate" in weight else 1]
-        else:
-            ours = state[own]
-        assert torch.equal(ours, value), name
-        compared += 1
-    return compared
+        assert torch.equal(ours(model, name, *names), value), name
+    return len(theirs)
 
 
 def test_stage_0_is_the_authors():
@@ -110,8 +118,8 @@ def test_stage_0_routers_of_the_baselines_are_the_authors(architecture):
 
 def test_stage_2_is_the_authors():
     pools = {"wg_text": ("text", 0), "wg_vit": ("vit", 3), "wg_vae": ("vae", 6)}
-    model = stages("rosetta", 3)
-    assert compare(model, authors("stage2_ours"), pools, "shared", "global") > 20
+    model = stages("rosetta", 3, trained="stage1_ours")
+    assert compare(model, authors("stage2_ours"), pools, "shared", "global") == 12
     assert compare(model, authors("stage2_ours_router_and_spot"), pools, "shared", "global") >= 6
 
 
@@ -120,7 +128,7 @@ def test_the_generation_stream_of_mot_is_the_authors_but_for_its_router():
     theirs = authors("mot_stage3")
     zeros = [name for name in theirs if "mlp_mot_gen.gate" in name]
     assert zeros and not any(theirs.pop(name).any() for name in zeros)
-    model = stages("mot", 3)
+    model = stages("mot", 3, trained="mot_stage2")
     assert compare(model, theirs, {"wg": ("und", 0), "gen:wg": ("gen", 0)}, "und", "und") > 20
     pools = model.model.layers[0].mlp.pools
     assert torch.equal(pools["gen"].router.weight, pools["und"].router.weight[:6])
@@ -133,8 +141,8 @@ IDS = torch.arange(12)[None] % 48
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_checkpoint_is_upcycled_tied_or_untied_and_sharded(architecture, tied, tmp_path):
     dense = dense_model(tie_word_embeddings=tied)
-    dense.save_pretrained(tmp_path / "dense", max_shard_size="8KB")
-    assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 2
+    dense.save_pretrained(tmp_path / "dense", max_shard_size="4KB")
+    assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
     text = CONFIGS[architecture](**SIZES, vision_config=VISION).token_types[0]
     config = text_config_from_dense(
         dense.config, token_types=[text], expert_pools={text["expert_pool"]: NUM_EXPERTS[architecture]}
