@@ -1,0 +1,229 @@
+"""A saved repository to the Hub: checked first, then sent as one commit."""
+
+import argparse
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+
+from .card import add_facts, facts_of
+from .fresh_process import load_as_a_stranger
+from .hub_errors import hub_errors
+from .release import CARD, Release, belongs, prepared_release
+
+
+@dataclass
+class Remote:
+    """
+    The repository on the Hub, as it is before the push.
+
+    Attributes:
+        head (`str`, *optional*): the commit to push upon; `None` without a repository.
+        private (`bool`)
+        has_branch (`bool`): whether the revision exists.
+        tags (`dict[str, str]`): commits by tag.
+        files (`dict[str, RepoFile]`): by path.
+    """
+
+    head: str | None = None
+    private: bool = False
+    has_branch: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[str, RepoFile] = field(default_factory=dict)
+
+
+@dataclass
+class Changes:
+    """Paths, by what happens to them."""
+
+    new: list[str]
+    changed: list[str]
+    removed: list[str]
+    same: list[str]
+
+    def __str__(self) -> str:
+        signs = (("+", self.new), ("~", self.changed), ("-", self.removed))
+        lines = [f"  {sign} {path}" for sign, paths in signs for path in paths]
+        return "\n".join([*lines, f"  {len(self.same)} files are there already"])
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    release: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+    **facts,
+) -> CommitInfo | None:
+    """
+    Publishes a saved repository: weights, code, processor, pipeline, VAE, card and checksums, in one commit. Before
+    anything is sent, the folder is checked for completeness, foreign code and secrets, and loaded, asked and drawn
+    with in a fresh process without the project. After an interruption, the same call sends what is missing.
+
+    Files on the Hub that a release may hold and this one does not, such as older weights, are removed in the same
+    commit; others stay.
+
+    Args:
+        folder (`str` or `os.PathLike`): as `RosettaPipeline.save_pretrained` wrote it. It is not changed.
+        repo_id (`str`): created if it does not exist.
+        release (`str`, *optional*): the tag that the commit gets, e.g. `"v1.0"`.
+        private (`bool`, *optional*): whether a new repository is private; an existing one must be so already.
+        revision (`str`, *optional*): the branch, by default `"main"`; branched off `main` if it does not exist.
+        create_pr (`bool`, defaults to `False`): open a pull request instead of committing to the branch.
+        parent_commit (`str`, *optional*): the commit that the branch must be at; by default where it is when the push
+            begins. If it has moved when the commit arrives, nothing changes.
+        commit_message (`str`, *optional*)
+        token (`str`, *optional*): by default the one that is logged in.
+        dry_run (`bool`, defaults to `False`): check everything and say what would be done, but send nothing.
+        facts: of [`model_card`], if the folder has no README.md.
+
+    Returns:
+        `CommitInfo`, or `None` of a dry run.
+
+    Raises:
+        ValueError: if the folder or an argument is not as it must be; nothing was sent.
+        PermissionError, ConnectionError, OSError: from the Hub; the branch is as it was, unless they name the tag.
+    """
+    validate_repo_id(repo_id)
+    if create_pr and (release is not None or revision not in (None, "main")):
+        raise ValueError(
+            "`create_pr` opens a pull request on main, which can be tagged once it is merged: `release` and "
+            f"`revision` must not be given with it, got {release!r} and {revision!r}."
+        )
+    api, revision = HfApi(token=token), revision or "main"
+    with prepared_release(folder, repo_id, **facts) as prepared:
+        for path in prepared.left_out:
+            print(f"left out: {path}")
+        with hub_errors(f"Looking at {repo_id}"):
+            remote = _look(api, repo_id, revision)
+        changes = _compare(prepared, remote)
+        _check_remote(repo_id, revision, remote, changes, private, parent_commit, release)
+
+        print("Loading the release in a fresh process without the project ...", flush=True)
+        print(f"It answers and draws: {load_as_a_stranger(prepared.folder)}")
+        with hub_errors("Having the card's metadata checked"):
+            ModelCard.load(prepared.folder / CARD).validate()
+        print(f"{repo_id} at {revision}, upon {remote.head or 'a new repository'}:\n{changes}", flush=True)
+        if dry_run:
+            print("A dry run: nothing was sent.")
+            return None
+
+        with hub_errors(f"Uploading to {repo_id}"):
+            if remote.head is None:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                remote = _look(api, repo_id, revision)
+            if not remote.has_branch:
+                api.create_branch(repo_id, branch=revision, revision=remote.head, exist_ok=True)
+            # No .gitignore may thin out a release.
+            api.preupload_lfs_files(
+                repo_id, prepared.operations, revision=revision, create_pr=create_pr, gitignore_content=""
+            )
+            commit = api.create_commit(
+                repo_id,
+                [*prepared.operations, *(CommitOperationDelete(path) for path in changes.removed)],
+                commit_message=commit_message or f"Upload {release or Path(prepared.folder).name}",
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=remote.head,
+            )
+        print(f"Committed: {commit.pr_url or commit.commit_url}")
+        if release is not None and release not in remote.tags:
+            with hub_errors(f"{repo_id} is complete, but not tagged {release}"):
+                api.create_tag(repo_id, tag=release, revision=commit.oid)
+            print(f"Tagged: {release}")
+    return commit
+
+
+def _look(api: HfApi, repo_id: str, revision: str) -> Remote:
+    try:
+        main = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return Remote()
+    try:
+        head, has_branch = api.model_info(repo_id, revision=revision).sha, True
+    except RevisionNotFoundError:
+        head, has_branch = main.sha, False
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=head)
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    return Remote(head, bool(main.private), has_branch, tags, files)
+
+
+def _compare(prepared: Release, remote: Remote) -> Changes:
+    changes = Changes([], [], [], [])
+    for operation in prepared.operations:
+        there = remote.files.get(operation.path_in_repo)
+        kind = changes.new if there is None else changes.same if _is_same(operation, there) else changes.changed
+        kind.append(operation.path_in_repo)
+    sent = {operation.path_in_repo for operation in prepared.operations}
+    changes.removed = sorted(path for path in remote.files if belongs(path) and path not in sent)
+    return changes
+
+
+def _is_same(operation: CommitOperationAdd, there: RepoFile) -> bool:
+    if there.size != operation.upload_info.size:
+        return False
+    if there.lfs is not None:
+        return there.lfs.sha256 == operation.upload_info.sha256.hex()
+    with operation.as_file() as file:
+        data = file.read()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _check_remote(
+    repo_id: str,
+    revision: str,
+    remote: Remote,
+    changes: Changes,
+    private: bool | None,
+    parent_commit: str | None,
+    release: str | None,
+):
+    if remote.head is not None and private and not remote.private:
+        raise ValueError(
+            f"`private` must not be True: {repo_id} exists and is public. Make it private in its settings first."
+        )
+    if parent_commit is not None and parent_commit != remote.head:
+        raise ValueError(
+            f"`parent_commit` must be where {revision} of {repo_id} is, {remote.head}, got {parent_commit}. Look at "
+            "what came in between, then push upon that."
+        )
+    tagged = remote.tags.get(release)
+    if tagged is not None and (tagged != remote.head or changes.new or changes.changed or changes.removed):
+        raise ValueError(f"`release` must be a new tag: {release} of {repo_id} is {tagged}, with other content.")
+
+
+def add_command(commands):
+    """`python -m hub_upload push DIR --repo-id NAME/MODEL`."""
+    parser = commands.add_parser("push", help="check a saved repository and publish it as one commit")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--repo-id", required=True, metavar="NAME/MODEL")
+    parser.add_argument("--release", metavar="TAG", help="tag the commit, e.g. v1.0")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="default: main")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--parent-commit", metavar="SHA", help="the commit that the branch must be at")
+    parser.add_argument("--commit-message", metavar="TEXT")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
+    add_facts(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace):
+    names = "release private revision create_pr parent_commit commit_message dry_run".split()
+    given = {name: getattr(options, name) for name in names}
+    push(options.folder, options.repo_id, **given, **facts_of(options))
+
+
+__all__ = ["add_command", "push"]
