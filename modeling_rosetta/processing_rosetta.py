@@ -365,6 +365,8 @@ class RosettaProcessor(ProcessorMixin):
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
 
     def _tokenizer_ids(self, pieces: list[str]) -> list[list[int]]:
+        if not pieces:  # a batch of nothing but clips, which a fast tokenizer fails on
+            return []
         return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
