@@ -1,102 +1,76 @@
-"""Composition: upcycle a dense model into experts (paper, A.3), then mount further token types on it (3.2.2, C.1)."""
+"""Composition (paper, 3.2.2, C.1): mount token types on a model, take them off again, resize pools of experts."""
 
 import copy
 import itertools
+from functools import partial
 
 import torch
 from torch import nn
-from transformers import Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from .configuration_rosetta import RosettaConfig
+from .features_rosetta import FeatureIn, FeatureOut
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
 from .modeling_rosetta import (
+    RosettaAttentionStream,
     RosettaExpertPool,
     RosettaForCausalLMAndImageGeneration,
     RosettaVisionModel,
 )
 
 
-# Standard deviation of an upcycled router, as in the authors' code.
-ROUTER_STD = 0.01
+# In each layer, the module dictionaries and the field of a token type that names its entry in them.
+LAYER_MODULES = {
+    "mlp.pools": "expert_pool",
+    "self_attn.streams": "attention_stream",
+    "input_layernorm": "attention_stream",
+    "post_attention_layernorm": "attention_stream",
+    "mlp.shared_experts": "shared_expert",
+}
+# Fields of the configuration that say something only while there is a token type with this source.
+SOURCE_FIELDS = {
+    "pixel_values": ("vision_config",),
+    "noisy_latents": ("latent_channels", "latent_hidden_size", "timestep_token_id", "flow_loss_coef"),
+}
 
 
-def text_config_from_dense(dense_config, **kwargs) -> RosettaConfig:
+def own_modules(config: RosettaConfig, names: str | list[str]) -> list[str]:
     """
-    Configuration of a Rosetta that reads text only and fits the weights of a dense Qwen3.
+    Names of the modules that serve these token types and no others: what mounting adds and unmounting removes, what
+    is trained with [`~trainer.train_token_types`], and what DiffLR gives a rate of its own.
 
     Args:
-        dense_config (`Qwen3Config`)
-        kwargs: fields to set otherwise, such as `token_types` (text only), `expert_pools` (default 3 text experts),
-            or a larger `vocab_size`.
-    """
-    token_types = kwargs.pop("token_types", RosettaConfig().token_types[:1])
-    shared_fields = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "hidden_act max_position_embeddings initializer_range rms_norm_eps tie_word_embeddings attention_bias "
-        "pad_token_id bos_token_id eos_token_id"
-    ).split()
-    fields = {name: getattr(dense_config, name) for name in shared_fields}
-    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": dense_config.rope_parameters["rope_theta"]}
-    fields["expert_pools"] = {token_types[0]["expert_pool"]: 3}
-    return RosettaConfig(**{**fields, "token_types": token_types, **kwargs})
-
-
-@torch.no_grad()
-def upcycle(dense: Qwen3ForCausalLM, config: RosettaConfig) -> RosettaForCausalLMAndImageGeneration:
-    """
-    Magnitude-preserving sparse upcycling (paper, A.3): every expert is a copy of the dense FFN with half its
-    `down_proj`, so that the shared and the routed experts sum to the dense output. Logits equal the dense model's.
-    New vocabulary rows keep their small initialisation.
-
-    Args:
-        dense (`Qwen3ForCausalLM`): left as it is.
-        config (`RosettaConfig`): of a model that reads text only, e.g. from [`text_config_from_dense`].
+        config (`RosettaConfig`)
+        names (`str` or `list[str]`): of token types.
 
     Raises:
-        ValueError: if `config` has more token types than text, or does not fit the dense model.
+        ValueError: if there is no such token type.
     """
-    if len(config.token_types) != 1:
-        names = [t["name"] for t in config.token_types]
-        raise ValueError(
-            f"`config` must have text as its only token type to be upcycled, got {names}; mount the rest."
-        )
-    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "tie_word_embeddings"):
-        if getattr(config, field) != getattr(dense.config, field):
-            raise ValueError(
-                f"`config.{field}` must be {getattr(dense.config, field)} as in the dense model, "
-                f"got {getattr(config, field)}."
-            )
-    if config.vocab_size < dense.config.vocab_size:
-        raise ValueError(
-            f"`config.vocab_size` must be at least the dense model's {dense.config.vocab_size}, "
-            f"got {config.vocab_size}."
-        )
-    model = RosettaForCausalLMAndImageGeneration(config).to(dense.device, dense.dtype)
-    text = config.token_types[0]
-    stream, shares = text["attention_stream"], text["shared_expert"] is not None
-    magnitude = 0.5 if shares else 1.0
-
-    rows = dense.config.vocab_size
-    model.model.embed_tokens.weight[:rows] = dense.model.embed_tokens.weight
-    model.lm_head.weight[:rows] = dense.lm_head.weight
-    model.model.norm.load_state_dict(dense.model.norm.state_dict())
-    for layer, dense_layer in zip(model.model.layers, dense.model.layers, strict=True):
-        layer.self_attn.streams[stream].load_state_dict(dense_layer.self_attn.state_dict())
-        layer.input_layernorm[stream].load_state_dict(dense_layer.input_layernorm.state_dict())
-        layer.post_attention_layernorm[stream].load_state_dict(dense_layer.post_attention_layernorm.state_dict())
-        ffn = dense_layer.mlp
-        if shares:
-            shared_expert = layer.mlp.shared_experts[text["shared_expert"]]
-            shared_expert.load_state_dict(ffn.state_dict())
-            shared_expert.down_proj.weight.mul_(magnitude)
-        pool = layer.mlp.pools[text["expert_pool"]]
-        pool.experts.gate_up_proj.copy_(
-            torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).expand_as(pool.experts.gate_up_proj)
-        )
-        pool.experts.down_proj.copy_((magnitude * ffn.down_proj.weight).expand_as(pool.experts.down_proj))
-        pool.router.weight.normal_(std=ROUTER_STD)
-    return model
+    names = [names] if isinstance(names, str) else list(names)
+    known = [t["name"] for t in config.token_types]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`names` must be among {known}, got {unknown}.")
+    types = [t for t in config.token_types if t["name"] in names]
+    others = [t for t in config.token_types if t["name"] not in names]
+    modules = []
+    for layer, (parent, field) in itertools.product(range(config.num_hidden_layers), LAYER_MODULES.items()):
+        shared = {None, *(t[field] for t in others)}
+        children = dict.fromkeys(t[field] for t in types if t[field] not in shared)
+        modules += [f"model.layers.{layer}.{parent}.{child}" for child in children]
+    for token_type in types:
+        source, name = token_type["embeds_from"], token_type["name"]
+        if source == "pixel_values":
+            modules.append("model.visual")
+        elif source == "noisy_latents":
+            modules += ["model.latent_in", "latent_out"]
+            if config.timestep_token_id is not None:
+                modules.append("model.timestep_embedder")
+        elif source != "input_ids":
+            modules.append(f"model.feature_in.{name}")
+            if config.is_generated(token_type):
+                modules.append(f"feature_out.{name}")
+    return modules
 
 
 @torch.no_grad()
@@ -104,23 +78,28 @@ def mount(
     model: RosettaForCausalLMAndImageGeneration,
     token_type: dict,
     num_experts: int | None = None,
-    init_from: str = "text",
+    init_from: str | None = "text",
     vision_tower: Qwen3VLVisionModel | None = None,
+    processor=None,
     **config_updates,
 ) -> RosettaForCausalLMAndImageGeneration:
     """
     Mounts a token type on a model, in place: its expert pool with a router, its attention stream and its shared
-    expert where these are new, and the source of its embeddings. What was there before is not touched.
+    expert where these are new, and the source of its embeddings. What was there before is not touched: without tokens
+    of the new type the model computes what it did, bit for bit. The new type comes last in `config.token_types`. Make
+    the optimizer after it.
 
     Args:
         model (`RosettaForCausalLMAndImageGeneration`)
         token_type (`dict`): the entry to add to `config.token_types`.
         num_experts (`int`, *optional*): experts of a new pool.
-        init_from (`str`): the token type whose pool, stream and shared expert are copied. Experts and their router
-            rows are repeated, in order, as often as needed (C.1.2, C.1.3).
+        init_from (`str`, *optional*): the token type whose pool, stream and shared expert are copied. Experts and
+            their router rows are repeated, in order, as often as needed (C.1.2, C.1.3). `None`: all are fresh.
         vision_tower (`Qwen3VLVisionModel`, *optional*): for a type embedded from `"pixel_values"`; its weights and
             configuration are taken. `out_hidden_size` must be the model's hidden size.
-        config_updates: further fields of the configuration, such as `latent_channels`.
+        processor (`RosettaProcessor`, *optional*): is made to lay out tokens of the new type, too.
+        config_updates: for a type embedded from `"noisy_latents"`: `latent_channels`, `latent_hidden_size`,
+            `timestep_token_id` and `flow_loss_coef` of the configuration.
 
     Returns:
         The model.
@@ -128,73 +107,235 @@ def mount(
     Raises:
         ValueError: before anything is changed, if the type exists, its source does not, or sizes do not fit.
     """
+    _check_model(model)
     config, name = model.config, token_type.get("name")
     names = [t["name"] for t in config.token_types]
     if name in names:
         raise ValueError(f"`token_type`: '{name}' is mounted already; the model has {names}.")
-    if init_from not in names:
-        raise ValueError(f"`init_from` must be one of {names}, got '{init_from}'.")
-    new_pool = token_type["expert_pool"] not in config.pools
+    if init_from is not None and init_from not in names:
+        raise ValueError(f"`init_from` must be one of {names} or None, got '{init_from}'.")
+    source = next((t for t in config.token_types if t["name"] == init_from), None)
+    new_pool = token_type.get("expert_pool") not in config.pools
     if new_pool != (num_experts is not None):
         needs = "needs `num_experts`" if new_pool else "is there already, so `num_experts` must not be given"
-        raise ValueError(f"The expert pool '{token_type['expert_pool']}' {needs}, got {num_experts}.")
-    if (token_type["embeds_from"] == "pixel_values") != (vision_tower is not None):
+        raise ValueError(f"The expert pool '{token_type.get('expert_pool')}' {needs}, got {num_experts}.")
+    embeds_from = token_type.get("embeds_from")
+    if (embeds_from == "pixel_values") != (vision_tower is not None):
         raise ValueError("`vision_tower` goes with a token type that embeds from 'pixel_values', and only with that.")
+    allowed = [field for field in SOURCE_FIELDS.get(embeds_from, ()) if field != "vision_config"]
+    if unknown := sorted(set(config_updates) - set(allowed)):
+        raise ValueError(f"`config_updates` of a type from {embeds_from!r} must be among {allowed}, got {unknown}.")
 
-    fields = {**config.to_dict(), **config_updates}
-    fields["token_types"] = [*config.token_types, token_type]
+    fields = {**config_updates, "token_types": [*config.token_types, dict(token_type)]}
     fields["expert_pools"] = {**config.expert_pools, **({token_type["expert_pool"]: num_experts} if new_pool else {})}
     if vision_tower is not None:
         fields["vision_config"] = vision_tower.config.to_dict()
-    fields.pop("model_type"), fields.pop("transformers_version")
-    new_config = RosettaConfig(**fields)  # validates
-
-    for field in ("token_types", "expert_pools", "vision_config", *config_updates):
-        setattr(config, field, getattr(new_config, field))
-    source = next(t for t in config.token_types if t["name"] == init_from)
-    for layer in model.model.layers:
-        if new_pool:
-            pool = _repeat_experts(config, layer.mlp.pools[source["expert_pool"]], num_experts)
-            layer.mlp.pools[token_type["expert_pool"]] = pool
-        for modules, key in (
-            (layer.self_attn.streams, "attention_stream"),
-            (layer.input_layernorm, "attention_stream"),
-            (layer.post_attention_layernorm, "attention_stream"),
-            (layer.mlp.shared_experts, "shared_expert"),
-        ):
-            if token_type[key] is not None and token_type[key] not in modules:
-                modules[token_type[key]] = copy.deepcopy(modules[source[key]])
-    _mount_source(model, token_type["embeds_from"], vision_tower)
+    new_config = _changed(config, fields)  # validates
+    if (
+        source is not None
+        and source["shared_expert"] is None
+        and token_type["shared_expert"]
+        not in (
+            None,
+            *config.shared_experts,
+        )
+    ):
+        raise ValueError(
+            f"`init_from`: '{init_from}' has no shared expert that the new '{token_type['shared_expert']}' could be a "
+            "copy of."
+        )
+    _check_vocabulary(new_config, token_type, processor)
+    modules = {
+        path: _new_module(model, new_config, path, token_type, source, vision_tower)
+        for path in own_modules(new_config, name)
+    }
+    if processor is not None:
+        processor.set_token_types(new_config)
+    for path, module in modules.items():
+        parent, _, child = path.rpartition(".")
+        model.get_submodule(parent).add_module(child, module)
+    _take_over(config, new_config, fields)
     return model
 
 
-def _repeat_experts(config: RosettaConfig, source: RosettaExpertPool, num_experts: int) -> RosettaExpertPool:
-    weight = source.experts.down_proj
+def unmount(
+    model: RosettaForCausalLMAndImageGeneration, name: str, processor=None
+) -> RosettaForCausalLMAndImageGeneration:
+    """
+    Takes a token type off a model, in place: the inverse of [`mount`]. Weights and configuration are again those of
+    the model before it was mounted (with what has been trained since); fields of the configuration that only concern
+    the type go back to their defaults. Types that were mounted later stay and move up: their `token_type_ids` become
+    one less.
+
+    Args:
+        model (`RosettaForCausalLMAndImageGeneration`)
+        name (`str`): of the token type; any but the foundation.
+        processor (`RosettaProcessor`, *optional*): forgets the type, too.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: before anything is changed, if there is no such type, or it is the foundation.
+    """
+    _check_model(model)
+    config = model.config
+    names = [t["name"] for t in config.token_types]
+    if name not in names[1:]:
+        what = "is the foundation, which all else stands on" if name == names[0] else "is not mounted"
+        raise ValueError(f"`name`: '{name}' {what}; those that can be unmounted are {names[1:]}.")
+    remaining = [t for t in config.token_types if t["name"] != name]
+    pools = {t["expert_pool"] for t in remaining}
+    fields = {
+        "token_types": remaining,
+        "expert_pools": {pool: number for pool, number in config.expert_pools.items() if pool in pools},
+    }
+    (token_type,) = (t for t in config.token_types if t["name"] == name)
+    obsolete = list(SOURCE_FIELDS.get(token_type["embeds_from"], ()))
+    if any(config.is_generated(t) for t in remaining) and "flow_loss_coef" in obsolete:
+        obsolete.remove("flow_loss_coef")
+    new_config = _changed(config, fields, without=obsolete)
+    paths = own_modules(config, name)
+    if processor is not None:
+        processor.set_token_types(new_config)
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        parent = model.get_submodule(parent)
+        if isinstance(parent, nn.ModuleDict):
+            del parent[child]
+        else:
+            setattr(parent, child, None)
+    _take_over(config, new_config, [*fields, *obsolete])
+    return model
+
+
+@torch.no_grad()
+def resize_experts(
+    model: RosettaForCausalLMAndImageGeneration, pool: str, num_experts: int, fresh: bool = False
+) -> RosettaForCausalLMAndImageGeneration:
+    """
+    Gives a pool more experts or fewer, in place, at equal active parameters (paper, Figure 7). Experts that stay are
+    the same bit for bit, with their router rows; shrinking drops the last ones, and so undoes growing. Make the
+    optimizer after it.
+
+    Growing changes what the model computes, unless all experts of the pool are equal, as they are after upcycling. A
+    copy has the router row of its original, so that the two are always chosen together: where a token went to the two
+    best experts it now goes to twins of the best one, until training parts them. A fresh expert takes tokens from the
+    others at once.
+
+    Args:
+        model (`RosettaForCausalLMAndImageGeneration`)
+        pool (`str`): one of `config.pools`.
+        num_experts (`int`): at least `config.num_experts_per_tok`.
+        fresh (`bool`, defaults to `False`): new experts start afresh, rather than as copies of the others in turn.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: before anything is changed, if there is no such pool or too few experts.
+    """
+    _check_model(model)
+    config = model.config
+    if pool not in config.pools:
+        raise ValueError(f"`pool` must be one of {config.pools}, got {pool!r}.")
+    if type(num_experts) is not int or num_experts < config.num_experts_per_tok:
+        raise ValueError(
+            f"`num_experts` must be an integer of at least `num_experts_per_tok` = {config.num_experts_per_tok}, got "
+            f"{num_experts!r}."
+        )
+    fields = {"expert_pools": {**config.expert_pools, pool: num_experts}}
+    pools = [layer.mlp.pools[pool] for layer in model.model.layers]
+    resized = [_repeat_experts(model, source, num_experts, fresh) for source in pools]
+    for layer, source, new in zip(model.model.layers, pools, resized, strict=True):
+        for parameter, old in zip(new.parameters(), source.parameters(), strict=True):
+            parameter.requires_grad_(old.requires_grad)
+        layer.mlp.pools[pool] = new
+    _take_over(config, _changed(config, fields), fields)
+    return model
+
+
+def _check_model(model):
+    if not isinstance(model, RosettaForCausalLMAndImageGeneration) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "`model` must be a RosettaForCausalLMAndImageGeneration of this package, without adapters (load it with "
+            f"its own `from_pretrained`; merge or remove adapters first), got {type(model).__name__}."
+        )
+
+
+def _check_vocabulary(config: RosettaConfig, token_type: dict, processor):
+    ids = {"image_token_id": config.image_token_id}
+    if token_type["embeds_from"] == "noisy_latents" and config.timestep_token_id is not None:
+        ids["timestep_token_id"] = config.timestep_token_id
+    if processor is not None:
+        ids["processor"] = processor.image_token_id
+    for name, token_id in ids.items():
+        if token_id >= config.vocab_size:
+            raise ValueError(
+                f"The vocabulary of {config.vocab_size} is too small for the token {token_id} of `{name}`, which "
+                "stands at the positions of the new type: set it, or resize the embeddings, before mounting."
+            )
+
+
+def _changed(config: RosettaConfig, fields: dict, without: list[str] = ()) -> RosettaConfig:
+    kept = {key: value for key, value in config.to_dict().items() if key not in without}
+    kept.pop("model_type"), kept.pop("transformers_version")
+    changed = RosettaConfig(**{**kept, **fields})
+    if "vision_config" in without:
+        changed.vision_config.dtype = config.dtype
+    return changed
+
+
+def _take_over(config: RosettaConfig, changed: RosettaConfig, fields: list[str]):
+    for field in fields:
+        setattr(config, field, getattr(changed, field))
+
+
+def _new_module(model, config, path: str, token_type: dict, source: dict | None, vision_tower) -> nn.Module:
+    """The module of a new token type that will be `path`: a copy of that of `source` where there is one, or fresh."""
+    parent, _, child = path.rpartition(".")
+    if child == "visual":
+        module = RosettaVisionModel._from_config(config.vision_config)
+        module.load_state_dict(vision_tower.state_dict())
+        return module.to(model.device, model.dtype).train(model.training)
+    field = next((field for suffix, field in LAYER_MODULES.items() if parent.endswith(f".{suffix}")), None)
+    if field is not None and source is not None:
+        origin = model.get_submodule(parent)[source[field]]
+        if field == "expert_pool":
+            return _repeat_experts(model, origin, config.expert_pools[child]).requires_grad_(True)
+        return copy.deepcopy(origin).requires_grad_(True)
+    norm = partial(Qwen3RMSNorm, config.hidden_size, eps=config.rms_norm_eps)
+    build = {
+        "pools": lambda: RosettaExpertPool(config, config.expert_pools[child]),
+        "streams": lambda: RosettaAttentionStream(config),
+        "input_layernorm": norm,
+        "post_attention_layernorm": norm,
+        "shared_experts": lambda: Qwen3MLP(config),
+        "feature_in": lambda: FeatureIn(config, token_type),
+        "feature_out": lambda: FeatureOut(config, token_type),
+        "latent_in": lambda: LatentIn(config),
+        "latent_out": lambda: LatentOut(config),
+        "timestep_embedder": lambda: TimestepEmbedder(config.hidden_size),
+    }
+    kind = next(name for name in (child, parent.rpartition(".")[2]) if name in build)
+    return _fresh(model, build[kind]()).to(model.device, model.dtype).train(model.training)
+
+
+def _fresh(model, module: nn.Module) -> nn.Module:
+    return module.apply(model._init_weights)
+
+
+def _repeat_experts(model, source: RosettaExpertPool, num_experts: int, fresh: bool = False) -> RosettaExpertPool:
+    """The first `num_experts` of the experts of `source` repeated without end, or followed by fresh ones."""
+    weight, config = source.experts.down_proj, model.config
     pool = RosettaExpertPool(config, num_experts).to(weight.device, weight.dtype).train(source.training)
     taken = list(itertools.islice(itertools.cycle(range(source.experts.num_experts)), num_experts))
-    pool.router.weight.copy_(source.router.weight[taken])
-    pool.experts.gate_up_proj.copy_(source.experts.gate_up_proj[taken])
-    pool.experts.down_proj.copy_(source.experts.down_proj[taken])
+    if fresh:
+        _fresh(model, pool)
+        taken = taken[: source.experts.num_experts]
+    for new, old in zip(pool.parameters(), source.parameters(), strict=True):
+        new[: len(taken)] = old[taken]
     return pool
 
 
-def _mount_source(model: RosettaForCausalLMAndImageGeneration, embeds_from: str, vision_tower: nn.Module | None):
-    base, config = model.model, model.config
-
-    def fresh(module: nn.Module) -> nn.Module:
-        module.apply(model._init_weights)
-        return module.to(model.device, model.dtype).train(model.training)
-
-    base.vision_type = config.token_type_index("pixel_values")
-    base.latent_type = config.token_type_index("noisy_latents")
-    if embeds_from == "pixel_values":
-        base.visual = RosettaVisionModel._from_config(config.vision_config).to(model.device, model.dtype)
-        base.visual.load_state_dict(vision_tower.state_dict())
-        base.visual.train(model.training)
-    elif embeds_from == "noisy_latents":
-        base.latent_in, model.latent_out = fresh(LatentIn(config)), fresh(LatentOut(config))
-        if config.timestep_token_id is not None:
-            base.timestep_embedder = fresh(TimestepEmbedder(config.hidden_size))
-
-
-__all__ = ["mount", "text_config_from_dense", "upcycle"]
+__all__ = ["mount", "own_modules", "resize_experts", "unmount"]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 # What a message of each role may hold.
 CONTENT_TYPES = {"system": ("text",), "user": ("text", "image"), "assistant": ("text", "latents")}
 
-# Images to understand stand before their turn, and a response ends without a line break, as the authors train.
+# What is not text stands between the vision marks. Images to understand stand before their turn, and a response ends
+# without a line break, as the authors train.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- set content = [{"type": "text", "text": message.content}] if message.content is string else message.content -%}
@@ -20,6 +21,8 @@ CHAT_TEMPLATE = """\
             {{- item.text -}}
         {%- elif item.type == "latents" -%}
             {{- "<|vision_start|><|vision_pad|><|vision_end|>" -}}
+        {%- elif item.type != "image" -%}
+            {{- "<|vision_start|><|" + item.type + "|><|vision_end|>" -}}
         {%- endif -%}
     {%- endfor -%}
     {{- "<|im_end|>" + ("" if message.role == "assistant" else "\\n") -}}
@@ -64,20 +67,24 @@ def find_turns(row: list[int], turn_start_id: int, turn_end_id: int, headers: di
     return turns
 
 
-def read_conversation(conversation: list[dict]) -> dict[str, list]:
+def read_conversation(conversation: list[dict], feature_keys: list[str] = ()) -> dict[str, list]:
     """
     Checks a conversation and takes it apart.
 
+    Args:
+        conversation (`list[dict]`)
+        feature_keys (`list[str]`): types of further items that a user's or an assistant's message may hold.
+
     Returns:
-        `dict[str, list]`: `messages` for the chat template, and what they hold in order: `images`, `latents`, and
-        `latent_sizes` as (height, width).
+        `dict[str, list]`: `messages` for the chat template, and what they hold in order: `images`, `latents`,
+        `latent_sizes` as (height, width), and `features`, a list for each of `feature_keys` that is there.
 
     Raises:
         ValueError: if a role or an item is unknown, or an item stands in a turn of the wrong role.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(f"`conversation` must be a list of messages, got {conversation!r}.")
-    parts = {"messages": [], "images": [], "latents": [], "latent_sizes": []}
+    parts = {"messages": [], "images": [], "latents": [], "latent_sizes": [], "features": {}}
     for i, message in enumerate(conversation):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in CONTENT_TYPES:
@@ -88,18 +95,19 @@ def read_conversation(conversation: list[dict]) -> dict[str, list]:
         content = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(content, (list, tuple)):
             raise ValueError(f"`conversation`: `content` of message {i} must be a string or a list, got {content!r}.")
+        allowed = [*CONTENT_TYPES[role], *(feature_keys if role != "system" else ())]
         items = []
         for item in content:
             kind = item.get("type") if isinstance(item, dict) else None
-            if kind not in CONTENT_TYPES[role]:
-                raise ValueError(
-                    f"`conversation`: message {i} of role {role!r} may hold {list(CONTENT_TYPES[role])}, got {kind!r}."
-                )
+            if kind not in allowed:
+                raise ValueError(f"`conversation`: message {i} of role {role!r} may hold {allowed}, got {kind!r}.")
             if kind == "text" and not isinstance(item.get("text"), str):
                 raise ValueError(f"`conversation`: `text` of message {i} must be a string, got {item.get('text')!r}.")
             items.append({key: item[key] for key in ("type", "text") if key in item})
             if kind == "image":
                 parts["images"] += [item[key] for key in ("image", "url", "path") if key in item]
+            elif kind in feature_keys and kind in item:
+                parts["features"].setdefault(kind, []).append(item[kind])
             elif "latents" in item:
                 parts["latents"].append(item["latents"])
             elif "height" in item and "width" in item:

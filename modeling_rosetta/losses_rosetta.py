@@ -48,6 +48,11 @@ def flow_matching_sum(velocity: torch.Tensor, velocity_labels: torch.Tensor, lat
     return ((velocity.float() - velocity_labels.float()).square().mean(-1) * weight).sum()
 
 
+def feature_flow_sum(velocity: torch.Tensor, velocity_labels: torch.Tensor) -> torch.Tensor:
+    """Squared error of the velocity `(L, C)` of a user's features, averaged over the channels, summed over tokens."""
+    return (velocity.float() - velocity_labels.float()).square().mean(-1).sum()
+
+
 def routing_losses(
     router_logits: tuple[dict[str, torch.Tensor], ...],
     real_tokens: dict[str, torch.Tensor],
@@ -93,4 +98,4 @@ def routing_losses(
     return balance_loss, capacity_rate
 
 
-__all__ = ["cross_entropy_sum", "flow_matching_sum", "routing_losses"]
+__all__ = ["cross_entropy_sum", "feature_flow_sum", "flow_matching_sum", "routing_losses"]

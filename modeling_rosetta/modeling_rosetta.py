@@ -30,9 +30,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 from transformers.utils import can_return_tuple
 
 from .configuration_rosetta import RosettaConfig
+from .features_rosetta import FeatureIn, FeatureOut
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
-from .losses_rosetta import cross_entropy_sum, flow_matching_sum, routing_losses
-from .positions_rosetta import get_rope_index, image_index
+from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
+from .positions_rosetta import clip_index, get_rope_index, image_index
 
 
 class TokenGroups:
@@ -317,6 +318,8 @@ class RosettaModelOutput(ModelOutput):
         last_hidden_state (`torch.Tensor` of shape `(B, S, D)`): after the final norm.
         latent_hidden_states (`torch.Tensor` of shape `(L, D)`, *optional*): at the positions of the latents, before
             the final norm; what the velocity is read from.
+        feature_hidden_states (`dict[str, torch.Tensor]`): the same `(L, D)` for features of a user's own, by the name
+            of their token type.
         past_key_values (`Cache`, *optional*)
         router_logits: for each layer and pool, logits `(T_pool, E)`.
         hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and the output of the last,
@@ -326,6 +329,7 @@ class RosettaModelOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None
     latent_hidden_states: torch.Tensor | None = None
+    feature_hidden_states: dict[str, torch.Tensor] | None = None
     past_key_values: Cache | None = None
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -335,12 +339,10 @@ class RosettaModelOutput(ModelOutput):
 class RosettaModel(RosettaPreTrainedModel):
     """The transformer: embeds every token type, runs the decoder layers, returns hidden states."""
 
-    _keys_to_ignore_on_load_unexpected = ["latent_out"]
+    _keys_to_ignore_on_load_unexpected = ["latent_out", "feature_out"]
 
     def __init__(self, config: RosettaConfig):
         super().__init__(config)
-        self.vision_type = config.token_type_index("pixel_values")
-        self.latent_type = config.token_type_index("noisy_latents")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         # Slots that stay empty until their token type is mounted keep the order of the parameters the same.
         for name in ("visual", "latent_in", "timestep_embedder"):
@@ -351,11 +353,22 @@ class RosettaModel(RosettaPreTrainedModel):
             self.latent_in = LatentIn(config)
             if config.timestep_token_id is not None:
                 self.timestep_embedder = TimestepEmbedder(config.hidden_size)
+        self.feature_in = nn.ModuleDict({t["name"]: FeatureIn(config, t) for t in config.feature_types.values()})
         self.layers = nn.ModuleList([RosettaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3VLTextRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @property
+    def vision_type(self) -> int | None:
+        """Index of the token type that embeds from `"pixel_values"`, if there is one."""
+        return self.config.token_type_index("pixel_values")
+
+    @property
+    def latent_type(self) -> int | None:
+        """Index of the token type that embeds from `"noisy_latents"`, if there is one."""
+        return self.config.token_type_index("noisy_latents")
 
     def image_grids(
         self, image_grid_thw: torch.Tensor | None = None, latent_grid_hw: torch.Tensor | None = None
@@ -418,6 +431,7 @@ class RosettaModel(RosettaPreTrainedModel):
             embeds, latent_positions = self._place_latents(
                 embeds, token_types, input_ids, noisy_latents, latent_grid_hw, timesteps
             )
+        embeds, feature_positions, clips = self._place_features(embeds, token_type_ids, sequence_ids, kwargs)
         hidden_states = embeds.view_as(inputs_embeds)
 
         if use_cache and past_key_values is None and sequence_ids is None and not self.training:
@@ -427,7 +441,7 @@ class RosettaModel(RosettaPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(token_type_ids, grids, attention_mask, past_length)
         mask = self._attention_mask(
-            hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values
+            hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         layout = token_layout(self.config, token_types, shield_shared_expert)
@@ -457,6 +471,9 @@ class RosettaModel(RosettaPreTrainedModel):
             latent_hidden_states=(
                 hidden_states.flatten(0, 1)[latent_positions] if latent_positions is not None else None
             ),
+            feature_hidden_states={
+                name: hidden_states.flatten(0, 1)[positions] for name, positions in feature_positions.items()
+            },
             past_key_values=past_key_values,
             router_logits=tuple(router_logits),
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
@@ -530,6 +547,35 @@ class RosettaModel(RosettaPreTrainedModel):
                 embeds = self._place(embeds, timestep_positions, self.timestep_embedder(times), "timesteps")
         return embeds, positions
 
+    def _place_features(
+        self, embeds, token_type_ids, sequence_ids, inputs
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Puts the embedded features of a user's own token types, which it takes out of `inputs`, into `embeds`
+        (T, D). Also returns where those of generated types are, by name, and which clip (B, S) each is of."""
+        positions, clips = {}, []
+        for index, token_type in self.config.feature_types.items():
+            source, timesteps_key, _ = self.config.feature_keys(token_type)
+            features, timesteps = inputs.pop(source, None), inputs.pop(timesteps_key, None)
+            if features is None and not self.training:
+                continue
+            if features is None:  # keeps the parameters in the graph of a batch without this type
+                features, timesteps = torch.zeros(0, token_type["feature_size"], device=embeds.device), None
+            if features.ndim != 2 or features.shape[1] != token_type["feature_size"]:
+                raise ValueError(
+                    f"`{source}` must have shape (L, {token_type['feature_size']}), got {tuple(features.shape)}."
+                )
+            if timesteps is not None and tuple(timesteps.shape) != (len(features),):
+                raise ValueError(
+                    f"`{timesteps_key}` must have shape ({len(features)},), got {tuple(timesteps.shape)}."
+                )
+            places = (token_type_ids.flatten() == index).nonzero().squeeze(-1)
+            embeds = self._place(embeds, places, self.feature_in[token_type["name"]](features, timesteps), source)
+            if self.config.is_generated(token_type):
+                positions[token_type["name"]] = places
+                if len(features) > 0:
+                    clips.append(clip_index(token_type_ids, index, sequence_ids))
+        return embeds, positions, clips
+
     @staticmethod
     def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor, source: str) -> torch.Tensor:
         if len(positions) != len(features):
@@ -550,18 +596,19 @@ class RosettaModel(RosettaPreTrainedModel):
         padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
         return get_rope_index(token_type_ids, grids, padding)
 
-    def _attention_mask(self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values):
-        """Causal, with full attention inside each image and none between packed samples."""
+    def _attention_mask(
+        self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips=()
+    ):
+        """Causal, with full attention inside each image and each clip that is generated, and none between packed
+        samples."""
         blocks = None
-        for token_type, grid_hw in grids.items():
-            if len(grid_hw) == 0:
-                continue
-            image = image_index(token_type_ids, token_type, grid_hw.prod(-1))
+        images = [image_index(token_type_ids, t, grid.prod(-1)) for t, grid in grids.items() if len(grid) > 0]
+        for block in (*images, *clips):
             first = 0 if blocks is None else blocks.max() + 1  # images of two types are not one block
-            image = torch.where(image >= 0, image + first, -1)
-            blocks = image if blocks is None else torch.maximum(blocks, image)
+            block = torch.where(block >= 0, block + first, -1)
+            blocks = block if blocks is None else torch.maximum(blocks, block)
         if blocks is not None and past_key_values is not None:
-            # An image never spans two calls, so nothing in the cache is in a block.
+            # An image or clip never spans two calls, so nothing in the cache is in a block.
             blocks = F.pad(blocks, (past_key_values.get_seq_length(), 0), value=-1)
         positions = None
         if sequence_ids is not None:
@@ -588,11 +635,15 @@ def _positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
 class RosettaOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor`, *optional*): `text_loss + flow_loss_coef * flow_loss + router_aux_loss_coef * aux_loss`.
+        loss (`torch.Tensor`, *optional*): `text_loss + flow_loss_coef * (flow_loss + sum of feature_losses) +
+            router_aux_loss_coef * aux_loss`.
         logits (`torch.Tensor` of shape `(B, S, V)`, *optional*)
         velocity (`torch.Tensor` of shape `(L, C)`, *optional*): predicted noise - data of each latent token.
+        feature_velocities (`dict[str, torch.Tensor]`): the same for generated token types of a user's own, by name.
         text_loss, flow_loss, aux_loss (`torch.Tensor`, *optional*): cross-entropy in nats a target, squared error of
             the velocity an image, and balance loss.
+        feature_losses (`dict[str, torch.Tensor]`): squared error of the velocity a token, for generated token types
+            of a user's own, by name.
         capacity_rate (`dict[str, torch.Tensor]`, *optional*): for each pool, see `routing_losses`.
         past_key_values (`Cache`, *optional*)
         router_logits: on request; for each layer and pool, logits `(T_pool, E)`.
@@ -602,8 +653,10 @@ class RosettaOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
+    feature_velocities: dict[str, torch.Tensor] | None = None
     text_loss: torch.Tensor | None = None
     flow_loss: torch.Tensor | None = None
+    feature_losses: dict[str, torch.Tensor] | None = None
     aux_loss: torch.Tensor | None = None
     capacity_rate: dict[str, torch.Tensor] | None = None
     past_key_values: Cache | None = None
@@ -621,8 +674,12 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
         super().__init__(config)
         self.model = RosettaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_module("latent_out", None)
         if config.token_type_index("noisy_latents") is not None:
             self.latent_out = LatentOut(config)
+        self.feature_out = nn.ModuleDict(
+            {t["name"]: FeatureOut(config, t) for t in config.feature_types.values() if config.is_generated(t)}
+        )
         self.post_init()
 
     @can_return_tuple
@@ -645,6 +702,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
         shield_shared_expert: bool = False,
         num_text_targets: torch.Tensor | int | None = None,
         num_latent_images: torch.Tensor | int | None = None,
+        num_feature_targets: dict[str, torch.Tensor | int] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = None,
         output_router_logits: bool = False,
@@ -667,10 +725,14 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
             velocity_labels (`(L, C)`): noise - data.
             shield_shared_expert (`bool`): detach the shared expert's output for all tokens that are not routed to the
                 foundation's experts (paper, B.1, stage 1).
-            num_text_targets, num_latent_images: what the sums of the text and the flow loss are divided by; default
-                to the numbers in this batch. Give the numbers in the global batch to accumulate gradients.
+            num_text_targets, num_latent_images, num_feature_targets (by name of the type): what the sums of the text
+                loss, the flow loss and the feature losses are divided by; default to the numbers in this batch. Give
+                the numbers in the global batch to accumulate gradients.
             logits_to_keep: how many logits to compute, counted from the end, or at which positions; 0 for all.
                 Default: all without `labels`, none with them.
+            kwargs: for each token type of a user's own, e.g. one that embeds from `"audio_features"`, all its features
+                `audio_features` `(L, C)` in the order of their tokens; if it is generated, also their sigmas
+                `audio_timesteps` `(L,)` (absent: clean) and `audio_velocity_labels` `(L, C)`, noise - data.
 
         Returns:
             [`RosettaOutput`]
@@ -689,6 +751,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
             noisy_latents = velocity_labels = torch.zeros(0, self.config.latent_channels, device=self.device)
             latent_grid_hw = torch.zeros(0, 2, dtype=torch.long, device=self.device)
             timesteps = torch.zeros(0, device=self.device)
+        feature_labels, feature_timesteps = self._take_feature_labels(kwargs)
         outputs = self.model(
             input_ids=input_ids,
             token_type_ids=token_type_ids,
@@ -715,9 +778,14 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
         velocity = None
         if noisy_latents is not None:
             velocity = self.latent_out(outputs.latent_hidden_states, timesteps, latent_grid_hw.tolist())
+        feature_velocities = {
+            name: self.feature_out[name](hidden_states, feature_timesteps[name])
+            for name, hidden_states in outputs.feature_hidden_states.items()
+        }
 
         loss = text_loss = flow_loss = aux_loss = capacity_rate = None
-        if labels is not None or velocity_labels is not None:
+        feature_losses = {}
+        if labels is not None or velocity_labels is not None or feature_labels:
             loss = 0.0
             if labels is not None:
                 count = (labels[:, 1:] != -100).sum() if num_text_targets is None else num_text_targets
@@ -729,6 +797,12 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
                 flow_sum = flow_matching_sum(velocity, velocity_labels, latent_grid_hw)
                 flow_loss = flow_sum / _at_least_one(count)
                 loss = loss + self.config.flow_loss_coef * flow_loss
+            for name, feature_velocity in feature_velocities.items():
+                if name in feature_labels or len(feature_velocity) == 0:
+                    targets = feature_labels.get(name, feature_velocity.detach())
+                    count = len(targets) if num_feature_targets is None else num_feature_targets[name]
+                    feature_losses[name] = feature_flow_sum(feature_velocity, targets) / _at_least_one(count)
+                    loss = loss + self.config.flow_loss_coef * feature_losses[name]
             real_tokens = self._real_tokens(outputs.last_hidden_state, attention_mask, sequence_ids, outputs.layout)
             aux_loss, capacity_rate = routing_losses(
                 outputs.router_logits, real_tokens, self.config.pools_of_stream, self.config.num_experts_per_tok
@@ -739,14 +813,35 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
             loss=loss,
             logits=logits,
             velocity=velocity,
+            feature_velocities=feature_velocities,
             text_loss=text_loss,
             flow_loss=flow_loss,
+            feature_losses=feature_losses,
             aux_loss=aux_loss,
             capacity_rate=capacity_rate,
             past_key_values=outputs.past_key_values,
             router_logits=outputs.router_logits if output_router_logits else None,
             hidden_states=outputs.hidden_states,
         )
+
+    def _take_feature_labels(self, inputs: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+        """Takes the velocity labels of generated features out of `inputs`; returns them and the timesteps, by name."""
+        labels, timesteps = {}, {}
+        for token_type in self.config.feature_types.values():
+            if not self.config.is_generated(token_type):
+                continue
+            name, (source, timesteps_key, labels_key) = token_type["name"], self.config.feature_keys(token_type)
+            timesteps[name], velocity_labels = inputs.get(timesteps_key), inputs.pop(labels_key, None)
+            if velocity_labels is not None:
+                features = inputs.get(source)
+                if features is None or features.shape != velocity_labels.shape:
+                    given = "missing" if features is None else f"of shape {tuple(features.shape)}"
+                    raise ValueError(
+                        f"`{labels_key}` of shape {tuple(velocity_labels.shape)} need `{source}` of the same shape, "
+                        f"which are {given}."
+                    )
+                labels[name] = velocity_labels
+        return labels, timesteps
 
     def _real_tokens(self, hidden_states, attention_mask, sequence_ids, layout) -> dict[str, torch.Tensor]:
         """For each pool, which of its tokens count in the balance loss."""
@@ -768,13 +863,18 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
         grids = self.model.image_grids(model_kwargs.get("image_grid_thw"), model_kwargs.get("latent_grid_hw"))
         return get_rope_index(token_type_ids, grids, model_kwargs.get("attention_mask"))
 
+    def _validate_model_kwargs(self, model_kwargs):
+        own = [key for t in self.config.feature_types.values() for key in self.config.feature_keys(t)]
+        super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in own})
+
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            # Images are in the cache after the prompt.
-            for key in ("pixel_values", "image_grid_thw", "noisy_latents", "latent_grid_hw", "timesteps"):
+            # Images and features are in the cache after the prompt.
+            features = [key for t in self.config.feature_types.values() for key in self.config.feature_keys(t)]
+            for key in ("pixel_values", "image_grid_thw", "noisy_latents", "latent_grid_hw", "timesteps", *features):
                 model_inputs.pop(key, None)
         return model_inputs
 

@@ -1,6 +1,7 @@
-"""Which image each token belongs to, and the M-RoPE positions that follow from it."""
+"""Which image or clip each token belongs to, and the M-RoPE positions that follow from it."""
 
 import torch
+import torch.nn.functional as F
 
 
 def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image: torch.Tensor) -> torch.Tensor:
@@ -28,6 +29,28 @@ def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image:
             f"have {len(owners)} tokens."
         )
     return torch.full_like(token_type_ids, -1).masked_scatter(of_type, owners)
+
+
+def clip_index(
+    token_type_ids: torch.Tensor, token_type: int, sequence_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Number of the clip that each token of one type belongs to: its tokens that stand side by side in one sample.
+
+    Args:
+        token_type_ids (`torch.LongTensor` of shape `(B, S)`)
+        token_type (`int`)
+        sequence_ids (`torch.LongTensor` of shape `(B, S)`, *optional*): packed sample numbers.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, S)`: 0, 1, ... at tokens of the type, row after row; -1 elsewhere.
+    """
+    of_type = token_type_ids == token_type
+    continues = F.pad(of_type[:, :-1], (1, 0), value=False)
+    if sequence_ids is not None:
+        continues = continues & F.pad(sequence_ids[:, 1:] == sequence_ids[:, :-1], (1, 0), value=False)
+    number = (of_type & ~continues).flatten().cumsum(0).view_as(of_type) - 1
+    return torch.where(of_type, number, -1)
 
 
 def get_rope_index(
@@ -68,4 +91,4 @@ def get_rope_index(
     return start + offsets
 
 
-__all__ = ["get_rope_index", "image_index"]
+__all__ = ["clip_index", "get_rope_index", "image_index"]

@@ -31,7 +31,8 @@ class RosettaProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer that has the special tokens of [`~RosettaProcessor.special_tokens`].
         chat_template (`str`, *optional*): jinja template of a conversation; by default the authors' layout.
         embeds_from (`list[str]`): the batch key that each token type is embedded from, in the order of
-            `config.token_types`.
+            `config.token_types`. For a type of your own, e.g. one from `"audio_features"`, `<|audio_features|>` stands
+            in text for one clip; it needs no token of its own, since the positions of the clip get `<|image_pad|>`.
         base_size (`int`, defaults to 256): side in pixels of the square image to draw.
         latent_patch_size (`int`, defaults to 16): pixels that a token of an image to draw covers, each way: the
             VAE's down-sampling times its 2 x 2 patches.
@@ -61,28 +62,53 @@ class RosettaProcessor(ProcessorMixin):
         self.latent_patch_size = latent_patch_size
         self.latent_prefix = latent_prefix
         self.latent_prefix_type = latent_prefix_type
-        if self.embeds_from[:1] != ["input_ids"]:
-            raise ValueError(f"`embeds_from`: the first token type is text, from 'input_ids'; got {embeds_from}.")
-        if self.embeds_from[latent_prefix_type : latent_prefix_type + 1] != ["input_ids"]:
-            raise ValueError(
-                f"`latent_prefix_type` must be the index of a token type embedded from 'input_ids', of {embeds_from}, "
-                f"got {latent_prefix_type}."
-            )
         self.training_buckets = training_buckets(base_size, latent_patch_size)
         self.inference_buckets = inference_buckets(base_size, latent_patch_size)
 
-        needed = self.special_tokens(self.embeds_from, base_size, latent_prefix)
+        self._headers = {role: self._tokenizer_ids([f"{role}\n"])[0] for role in CONTENT_TYPES}
+        self._set_sources(self.embeds_from)
+
+    def set_token_types(self, config):
+        """
+        Follows a model whose token types have changed.
+
+        Args:
+            config (`RosettaConfig`): of the model.
+
+        Raises:
+            ValueError: before anything is changed, if the tokenizer lacks a special token that the types need, or has
+                more tokens than the vocabulary.
+        """
+        if len(self.tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"The vocabulary of {config.vocab_size} is too small for the {len(self.tokenizer)} tokens of the "
+                "processor's tokenizer."
+            )
+        self._set_sources([t["embeds_from"] for t in config.token_types])
+
+    def _set_sources(self, embeds_from: list[str]):
+        if embeds_from[:1] != ["input_ids"]:
+            raise ValueError(f"`embeds_from`: the first token type is text, from 'input_ids'; got {embeds_from}.")
+        if embeds_from[self.latent_prefix_type : self.latent_prefix_type + 1] != ["input_ids"]:
+            raise ValueError(
+                f"`latent_prefix_type` must be the index of a token type embedded from 'input_ids', of {embeds_from}, "
+                f"got {self.latent_prefix_type}."
+            )
+        needed = self.special_tokens(embeds_from, self.base_size, self.latent_prefix)
         missing = [
-            token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+            token
+            for token in needed
+            if self.tokenizer.convert_tokens_to_ids(token) in (None, self.tokenizer.unk_token_id)
         ]
         if missing:
             raise ValueError(
                 f"`tokenizer` lacks the special tokens {missing}: add them with "
                 "`tokenizer.add_tokens(tokens, special_tokens=True)`."
             )
-        if tokenizer.pad_token_id is None:
+        if self.tokenizer.pad_token_id is None:
             raise ValueError("`tokenizer` has no `pad_token`.")
-        ids = dict(zip(needed, tokenizer.convert_tokens_to_ids(needed), strict=True))
+        self.embeds_from = embeds_from
+        ids = dict(zip(needed, self.tokenizer.convert_tokens_to_ids(needed), strict=True))
         self.turn_start_token_id = ids.pop("<|im_start|>")
         self.turn_end_token_id = ids.pop("<|im_end|>")
         self.cfg_token_id = ids.pop("<｜cfg｜>", None)
@@ -92,7 +118,6 @@ class RosettaProcessor(ProcessorMixin):
         self.latents_token_id = ids.get("<|vision_pad|>")
         self.timestep_token_id = ids.get("<｜timestep｜>")
         self._vision_token_ids = list(ids.values())
-        self._headers = {role: self._tokenizer_ids([f"{role}\n"])[0] for role in CONTENT_TYPES}
 
     @staticmethod
     def special_tokens(
@@ -120,6 +145,7 @@ class RosettaProcessor(ProcessorMixin):
         return_labels: bool = False,
         return_tensors: str | None = None,
         images_kwargs: dict | None = None,
+        **features: list[torch.Tensor],
     ) -> BatchFeature:
         """
         Args:
@@ -138,11 +164,13 @@ class RosettaProcessor(ProcessorMixin):
                 marks and the first token of a row are never targets.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists by default.
             images_kwargs (`dict`, *optional*): arguments of the image processor.
+            features: for each token type of your own, by what it embeds from, e.g. `audio_features=[...]`: the
+                features `(l, C)` of each clip.
 
         Returns:
             [`BatchFeature`] with `input_ids`, `token_type_ids`, `attention_mask` and `labels` `(B, S)`; for images to
             understand `pixel_values` and `image_grid_thw`; for images to draw `latent_grid_hw` `(I, 2)` and, in
-            training, `latents` `(L, C)`.
+            training, `latents` `(L, C)`; the features of all clips, e.g. `audio_features` `(L, C)`.
 
         Raises:
             ValueError: if placeholders and images differ in number, an image has a wrong type, a size is no multiple
@@ -162,10 +190,11 @@ class RosettaProcessor(ProcessorMixin):
         image_tokens = iter([int(math.prod(grid)) // merge_area for grid in vision.get("image_grid_thw", [])])
         drawing = self._encode_latents(rows, latents, latent_sizes)
         latent_grids = iter(drawing.get("latent_grid_hw", []))
+        clips, clip_lengths = self._encode_features(rows, features, return_tensors)
 
         batch = {"input_ids": [], "token_type_ids": [], "attention_mask": []}
         for row in rows:
-            input_ids, token_type_ids = self._expand(row, image_tokens, latent_grids)
+            input_ids, token_type_ids = self._expand(row, image_tokens, latent_grids, clip_lengths)
             if return_labels:
                 input_ids.append(self.turn_end_token_id)
                 token_type_ids.append(0)
@@ -179,7 +208,7 @@ class RosettaProcessor(ProcessorMixin):
             raise ValueError(
                 f"`padding` must be True to make tensors of rows of {[len(row) for row in batch['input_ids']]} tokens."
             )
-        return BatchFeature({**batch, **vision, **drawing}, tensor_type=return_tensors)
+        return BatchFeature({**batch, **vision, **drawing, **clips}, tensor_type=return_tensors)
 
     def apply_chat_template(
         self,
@@ -199,15 +228,19 @@ class RosettaProcessor(ProcessorMixin):
         A message is `{"role": "system" | "user" | "assistant", "content": str or list}` with items
         `{"type": "text", "text": str}`; in a user's turn `{"type": "image", "image": image, path or URL}`, to
         understand; in an assistant's turn an image to draw, `{"type": "latents", "latents": Tensor (C, h, w)}` in
-        training or `{"type": "latents", "height": int, "width": int}` in inference. Images may be left out of the
-        items and be given to the call (`images`, `latents`, `latent_sizes`) with its other arguments, as
-        `processor_kwargs` or directly.
+        training or `{"type": "latents", "height": int, "width": int}` in inference; in either's, features of a token
+        type of your own, e.g. `{"type": "audio_features", "audio_features": Tensor (l, C)}`. What is not text may be
+        left out of the items and be given to the call (`images`, `latents`, `latent_sizes`) with its other arguments,
+        as `processor_kwargs` or directly.
 
         Raises:
             ValueError: if a role or an item is unknown or stands in a wrong turn, and as `__call__`.
         """
         batched = isinstance(conversation, (list, tuple)) and any(isinstance(m, (list, tuple)) for m in conversation)
-        contents = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
+        contents = [
+            read_conversation(messages, self._feature_keys)
+            for messages in (conversation if batched else [conversation])
+        ]
         messages = [content["messages"] for content in contents]
         text = super().apply_chat_template(
             messages if batched else messages[0],
@@ -222,6 +255,9 @@ class RosettaProcessor(ProcessorMixin):
         for key in ("latents", "latent_sizes"):
             if drawn := list(itertools.chain(*(content[key] for content in contents))):
                 inputs[key] = drawn
+        for content in contents:
+            for key, clips in content["features"].items():
+                inputs.setdefault(key, []).extend(clips)
         batch = self(text=text, **inputs, **kwargs, **(processor_kwargs or {}))
         return batch if return_dict else batch["input_ids"]
 
@@ -240,7 +276,7 @@ class RosettaProcessor(ProcessorMixin):
         else:
             batch = self.apply_chat_template(conversation, tokenize=True, return_dict=True, **arguments)
         rows = ("input_ids", "token_type_ids", "labels")
-        images = ("pixel_values", "image_grid_thw", "latents", "latent_grid_hw")
+        images = ("pixel_values", "image_grid_thw", "latents", "latent_grid_hw", *self._feature_keys)
         return {**{key: batch[key][0] for key in rows}, **{key: batch[key] for key in images if key in batch}}
 
     def drop_prompt(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -329,15 +365,51 @@ class RosettaProcessor(ProcessorMixin):
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
 
     def _tokenizer_ids(self, pieces: list[str]) -> list[list[int]]:
+        if not pieces:  # a batch of nothing but clips, which a fast tokenizer fails on
+            return []
         return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # Turn headers are tokenised apart, so that no content can merge with them: a prompt's tokens are the first
         # ones of its training sample, and the user's tokens can be told from the header's.
-        header = re.compile(rf"(<\|im_start\|>(?:{'|'.join(CONTENT_TYPES)})\n)")
-        pieces = [[piece for piece in header.split(text) if piece] for text in texts]
-        ids = iter(self._tokenizer_ids(list(itertools.chain(*pieces))))
-        return [list(itertools.chain(*itertools.islice(ids, len(row)))) for row in pieces]
+        # So are placeholders of clips, which become minus the index of their token type.
+        clips = {f"<|{key}|>": [-self.embeds_from.index(key)] for key in self._feature_keys}
+        header = rf"<\|im_start\|>(?:{'|'.join(CONTENT_TYPES)})\n"
+        apart = re.compile(f"({'|'.join([header, *map(re.escape, clips)])})")
+        pieces = [[piece for piece in apart.split(text) if piece] for text in texts]
+        ids = iter(self._tokenizer_ids([piece for row in pieces for piece in row if piece not in clips]))
+        return [
+            list(itertools.chain(*(clips[piece] if piece in clips else next(ids) for piece in row))) for row in pieces
+        ]
+
+    @property
+    def _feature_keys(self) -> list[str]:
+        return [source for source in self.embeds_from if source.endswith("_features")]
+
+    def _encode_features(
+        self, rows: list[list[int]], features: dict[str, list], return_tensors: str | None
+    ) -> tuple[dict, dict]:
+        """All clips of each token type of the user's own, and by its index an iterator over their lengths."""
+        if unknown := sorted(set(features) - set(self._feature_keys)):
+            raise ValueError(f"`{unknown[0]}`: no token type is embedded from it, only from {self.embeds_from}.")
+        batch, lengths = {}, {}
+        for key in self._feature_keys:
+            index, clips = self.embeds_from.index(key), features.get(key) or []
+            expected = sum(row.count(-index) for row in rows)
+            if len(clips) != expected:
+                raise ValueError(
+                    f"`{key}`: `text` has {expected} placeholders <|{key}|> (one for each clip), but {len(clips)} "
+                    "clips were given."
+                )
+            clips = [torch.as_tensor(clip) for clip in clips]
+            for i, clip in enumerate(clips):
+                if clip.ndim != 2 or len(clip) == 0:
+                    raise ValueError(f"`{key}`: clip {i} must have shape (l, C), got {tuple(clip.shape)}.")
+            lengths[index] = iter([len(clip) for clip in clips])
+            if clips:
+                joined = torch.cat(clips)
+                batch[key] = joined if return_tensors is not None else joined.tolist()
+        return batch, lengths
 
     def _encode_images(self, rows: list[list[int]], images, return_tensors: str | None, images_kwargs: dict | None):
         expected = [row.count(self.image_token_id) for row in rows]
@@ -403,12 +475,14 @@ class RosettaProcessor(ProcessorMixin):
                 )
         return [height // self.latent_patch_size, width // self.latent_patch_size]
 
-    def _expand(self, row: list[int], image_tokens, latent_grids) -> tuple[list[int], list[int]]:
+    def _expand(self, row: list[int], image_tokens, latent_grids, clip_lengths) -> tuple[list[int], list[int]]:
         """Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`."""
         input_ids, token_type_ids = [], []
         for token in row:
             prefix, count, token_type = [], 1, 0
-            if token == self.image_token_id:
+            if token < 0:
+                token, count, token_type = self.image_token_id, next(clip_lengths[-token]), -token
+            elif token == self.image_token_id:
                 count, token_type = next(image_tokens), self.embeds_from.index("pixel_values")
             elif token == self.latents_token_id:
                 height, width = next(latent_grids)

@@ -2,7 +2,7 @@
 
 from .data_collator import RosettaDataCollator
 from .flow_matching import flow_matching_targets, sample_timesteps
-from .freezing import train_backbone, train_projectors
+from .freezing import train_backbone, train_projectors, train_token_types
 from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
 from .rosetta_trainer import RosettaTrainer
@@ -22,5 +22,6 @@ __all__ = [
     "save_training_record",
     "train_backbone",
     "train_projectors",
+    "train_token_types",
     "training_record",
 ]

@@ -21,12 +21,14 @@ class RosettaDataCollator:
         packed (`bool`, defaults to `False`): put each sample into the first row that has room for it, rather than
             into a row of its own. Needs `max_length`.
         pad_to_multiple_of (`int`, *optional*): make the row length a multiple of it; a divisor of `max_length`.
+        feature_keys (`tuple[str, ...]`): what token types of a user's own embed from, e.g. `"audio_features"`.
     """
 
     pad_token_id: int
     max_length: int | None = None
     packed: bool = False
     pad_to_multiple_of: int | None = None
+    feature_keys: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.packed and self.max_length is None:
@@ -42,7 +44,7 @@ class RosettaDataCollator:
         Args:
             samples (`list[dict]`): N samples with `input_ids`, `token_type_ids`, `labels` `(S_n,)`, lists or tensors,
                 and, for their images in token order, `pixel_values` and `image_grid_thw`, `latents` `(L_n, C)` and
-                `latent_grid_hw` `(I_n, 2)`.
+                `latent_grid_hw` `(I_n, 2)`; features under `feature_keys`, `(L_n, C)`.
 
         Returns:
             `dict[str, torch.Tensor]`: the same keys, rows as `(B, S)` and images concatenated in the order of their
@@ -78,7 +80,7 @@ class RosettaDataCollator:
         }
         if self.packed:
             batch["sequence_ids"] = fill([torch.full((lengths[i],), i) for i in order], -1)
-        for key in (key for pair in IMAGE_KEYS for key in pair):
+        for key in (*(key for pair in IMAGE_KEYS for key in pair), *self.feature_keys):
             if images := [samples[i][key] for i in order if key in samples[i]]:
                 batch[key] = torch.cat(images)
         return batch
@@ -86,7 +88,7 @@ class RosettaDataCollator:
     def _check(self, samples: list[dict[str, torch.Tensor]]):
         if not samples:
             raise ValueError("`samples` is empty.")
-        known = {*ROW_KEYS, *(key for pair in IMAGE_KEYS for key in pair)}
+        known = {*ROW_KEYS, *(key for pair in IMAGE_KEYS for key in pair), *self.feature_keys}
         for i, sample in enumerate(samples):
             if missing := [key for key in ROW_KEYS if key not in sample]:
                 raise ValueError(f"`samples`: sample {i} lacks {missing}.")

@@ -58,4 +58,32 @@ def flow_matching_targets(
     return (1 - t) * latents + t * noise, timesteps, noise - latents
 
 
-__all__ = ["flow_matching_targets", "sample_timesteps"]
+def feature_flow_targets(
+    features: torch.Tensor,
+    clips: torch.Tensor,
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    [`flow_matching_targets`] for features of a user's own token type: all tokens of a clip share a timestep.
+
+    Args:
+        features (`torch.Tensor` of shape `(L, C)`): clean.
+        clips (`torch.LongTensor` of shape `(L,)`): the clip of each token, from 0.
+
+    Returns:
+        noisy features `(L, C)`, timesteps `(L,)` and velocities `(L, C)`, in fp32.
+
+    Raises:
+        ValueError: if there is not one clip number for each token.
+    """
+    if len(clips) != len(features):
+        raise ValueError(f"`clips` has {len(clips)} tokens, but `features` has {len(features)}.")
+    timesteps = sample_timesteps(len(features), logit_mean, logit_std, generator, features.device)[clips]
+    noise = torch.randn(features.shape, generator=generator, device=features.device, dtype=torch.float32)
+    t = timesteps[:, None]
+    return (1 - t) * features + t * noise, timesteps, noise - features
+
+
+__all__ = ["feature_flow_targets", "flow_matching_targets", "sample_timesteps"]

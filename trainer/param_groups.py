@@ -33,9 +33,9 @@ def diff_lr_groups(
     maop: bool = True,
 ) -> list[dict]:
     """
-    Parameter groups of Algorithm 1 (paper, B.2). Modules that serve nothing but generated token types, those that
-    embed from `"noisy_latents"`, train at the generation rate: the VAE router and experts in Rosetta, the whole
-    generation stream in MoT, nothing in MoE. All else trains at the base rate.
+    Parameter groups of Algorithm 1 (paper, B.2). Modules that serve nothing but generated token types (VAE, and
+    features of a user's own with `is_generated`) train at the generation rate: the VAE router and experts in Rosetta,
+    the whole generation stream in MoT, nothing in MoE. All else trains at the base rate.
 
     Args:
         model (`nn.Module`): may be wrapped (DDP, FSDP, `torch.compile`, peft). Frozen parameters are left out.
@@ -56,7 +56,9 @@ def diff_lr_groups(
     Raises:
         ValueError: if nothing in `model` requires a gradient.
     """
-    generated = _served_only_by(config, [t for t in config.token_types if t["embeds_from"] == "noisy_latents"])
+    generated_types = [t for t in config.token_types if config.is_generated(t)]
+    generated = _served_only_by(config, generated_types)
+    projections = {(parent, t["name"]) for parent in ("feature_in", "feature_out") for t in generated_types}
     foundation_expert = ("shared_experts", config.token_types[0]["shared_expert"])
 
     def role(name: str) -> str:
@@ -65,7 +67,8 @@ def diff_lr_groups(
             return "shared_expert"
         if generated.intersection(pairwise(modules)):
             return "generation"
-        if latent_projections_at_generation_rate and _LATENT_PROJECTIONS.intersection(modules):
+        is_projection = _LATENT_PROJECTIONS.intersection(modules) or projections.intersection(pairwise(modules))
+        if latent_projections_at_generation_rate and is_projection:
             return "generation"
         return "base"
 

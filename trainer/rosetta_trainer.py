@@ -5,7 +5,9 @@ import random
 import torch
 from transformers import Trainer
 
-from .flow_matching import flow_matching_targets
+from modeling_rosetta.positions_rosetta import clip_index
+
+from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
 from .running_figures import RunningFigures
@@ -82,9 +84,9 @@ class RosettaTrainer(Trainer):
         ranks."""
         self._noise.manual_seed(self._noise_seed(self.state.global_step))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(2, dtype=torch.long, device=device)
+        counts = torch.zeros(2 + len(self._generated_features), dtype=torch.long, device=device)
         for batch in batches:
-            counts += _count_targets(batch).to(device)
+            counts += self._count_targets(batch).to(device)
         return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -99,21 +101,22 @@ class RosettaTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
         Args:
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): the counts of [`_count_targets`] over the
+            num_items_in_batch (`torch.Tensor`, *optional*): the counts of [`_count_targets`] over the
                 global batch. By default the loss is that of `inputs` on their own.
 
         Raises:
             ValueError: if there is nothing to predict in `inputs`.
         """
-        targets = ("labels", "latents", "velocity_labels")
+        targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
-        own_counts = _count_targets(inputs)
+        own_counts = self._count_targets(inputs)
         counts = own_counts if num_items_in_batch is None else num_items_in_batch
         outputs = model(
             **self._with_noise(inputs),
             num_text_targets=counts[0],
             num_latent_images=counts[1],
+            num_feature_targets=dict(zip(self._generated_features, counts[2:], strict=True)),
             shield_shared_expert=model.training and self.is_shielding,
             use_cache=False,
         )
@@ -164,21 +167,42 @@ class RosettaTrainer(Trainer):
             inputs["noisy_latents"], inputs["timesteps"], inputs["velocity_labels"] = flow_matching_targets(
                 latents, inputs["latent_grid_hw"], self.args.logit_mean, self.args.logit_std, self._noise
             )
+        indices = {t["name"]: index for index, t in self.model.config.feature_types.items()}
+        for name, (source, timesteps, velocity_labels) in self._generated_features.items():
+            if inputs.get(source) is not None and inputs.get(timesteps) is None:
+                clips = clip_index(inputs["token_type_ids"], indices[name], inputs.get("sequence_ids"))
+                inputs[source], inputs[timesteps], inputs[velocity_labels] = feature_flow_targets(
+                    inputs[source], clips[clips >= 0], self.args.logit_mean, self.args.logit_std, self._noise
+                )
         return inputs
+
+    @property
+    def _generated_features(self) -> dict[str, tuple[str, str, str]]:
+        """For each generated token type that embeds from features, its batch keys."""
+        config = self.model.config
+        return {t["name"]: config.feature_keys(t) for t in config.feature_types.values() if config.is_generated(t)}
+
+    def _count_targets(self, batch: dict) -> torch.Tensor:
+        """Numbers of text targets, of images to draw, and of tokens of each of `_generated_features`."""
+        features = [batch.get(source) for source, _, _ in self._generated_features.values()]
+        counts = _count_targets(batch)
+        return torch.cat([counts, counts.new_tensor([0 if f is None else len(f) for f in features])])
 
     def _new_figures(self) -> RunningFigures:
         capacity_rates = [f"capacity_rate_{pool}" for pool in self.model.config.pools]
+        features = list(self._generated_features)
         return RunningFigures(
-            means=["text_loss", "flow_loss", "aux_loss", *capacity_rates],
-            counts=["num_samples", "num_text_targets", "num_latent_images"],
+            means=["text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in features), *capacity_rates],
+            counts=["num_samples", "num_text_targets", "num_latent_images", *(f"num_{n}_targets" for n in features)],
             device=self.args.device,
         )
 
     @torch.no_grad()
     def _add_figures(self, figures, inputs, outputs, own_counts, counts):
-        for name, loss, count, own_count in zip(
-            ("text_loss", "flow_loss"), (outputs.text_loss, outputs.flow_loss), counts, own_counts, strict=True
-        ):
+        features = list(self._generated_features)
+        losses = (outputs.text_loss, outputs.flow_loss, *(outputs.feature_losses.get(name) for name in features))
+        names = ("text_loss", "flow_loss", *(f"{name}_loss" for name in features))
+        for name, loss, count, own_count in zip(names, losses, counts, own_counts, strict=True):
             if loss is not None:
                 figures.add_to_mean(name, loss * count.clamp(min=1), own_count)
         figures.add_to_mean("aux_loss", outputs.aux_loss)
@@ -187,6 +211,8 @@ class RosettaTrainer(Trainer):
         figures.add_to_count("num_samples", _count_samples(inputs))
         figures.add_to_count("num_text_targets", own_counts[0])
         figures.add_to_count("num_latent_images", own_counts[1])
+        for name, own_count in zip(features, own_counts[2:], strict=True):
+            figures.add_to_count(f"num_{name}_targets", own_count)
 
 
 def _count_targets(batch: dict) -> torch.Tensor:

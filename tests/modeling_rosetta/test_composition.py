@@ -5,8 +5,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration
-from modeling_rosetta.composition_rosetta import mount, text_config_from_dense, upcycle
+from modeling_rosetta.composition_rosetta import mount
 from modeling_rosetta.modeling_rosetta import RosettaVisionModel
+from modeling_rosetta.upcycling_rosetta import text_config_from_dense, upcycle
 from tests.conftest import CONFIGS, TINY, sample
 
 

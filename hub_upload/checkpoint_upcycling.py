@@ -1,0 +1,134 @@
+"""A dense Qwen3 to a Rosetta that reads text, from file to file: for checkpoints that do not fit into memory."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.dynamic_module_utils import custom_object_save
+
+from modeling_rosetta import (
+    RosettaConfig,
+    RosettaForCausalLMAndImageGeneration,
+    text_config_from_dense,
+    upcycling_rules,
+)
+from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory
+
+from .weight_files import open_weights, parse_hub_source, write_weights
+
+
+ARCHITECTURES = {
+    "rosetta": (RosettaConfig, 3),
+    "moe": (RosettaConfig.moe, 12),
+    "mot": (RosettaConfig.mot, 7),
+}
+TOKEN_FIELDS = {
+    "image_token_id": "<|image_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def upcycle_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    config: RosettaConfig | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+):
+    """
+    Upcycles a dense Qwen3 checkpoint as [`~modeling_rosetta.upcycle`] does, bit for bit, and writes what
+    `RosettaForCausalLMAndImageGeneration.from_pretrained`, or transformers with `trust_remote_code`, loads: weights,
+    configuration, code and tokenizer. Holds one shard of the weights in memory. An error or an interruption leaves
+    `target` as it was.
+
+    Args:
+        source (`str` or `Path`): folder of the dense checkpoint, or `owner/name[@revision]` on the Hub.
+        target (`str` or `Path`): the folder to write.
+        config (`RosettaConfig`, *optional*): of a model that reads text only; by default
+            [`~modeling_rosetta.text_config_from_dense`].
+        dtype (`torch.dtype`, *optional*): of the weights; by default the checkpoint's.
+        max_shard_size (`int` or `str`): the most bytes of a file of weights.
+
+    Raises:
+        ValueError: before anything is written, if the source is damaged or no dense Qwen3, or `config` does not fit.
+        OSError: if there is no configuration or tokenizer.
+    """
+    where = _where(source)
+    dense_config = AutoConfig.from_pretrained(**where)
+    config = text_config_from_dense(dense_config) if config is None else config
+    rules = upcycling_rules(dense_config, config)
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    files = open_weights(source)
+    if missing := sorted({key for rule in rules.values() for key in rule.sources} - files.tensors.keys()):
+        raise ValueError(
+            f"`source`: the checkpoint {source} lacks {len(missing)} tensors, the first is '{missing[0]}'."
+        )
+    config.dtype = dtype or files.tensors["model.norm.weight"].dtype
+    for field, token in TOKEN_FIELDS.items():
+        if (token_id := tokenizer.get_vocab().get(token)) is not None:
+            setattr(config, field, token_id)
+    with torch.device("meta"):
+        model = RosettaForCausalLMAndImageGeneration(config).to(config.dtype)
+    tensors = {name: model.get_parameter(name) for name in rules}
+
+    def read(name: str) -> torch.Tensor:
+        sources, make = rules[name]
+        tensor = make(*map(files.read, sources)).to(config.dtype)
+        if tensor.shape != tensors[name].shape:
+            raise ValueError(
+                f"`source`: '{name}' comes out with shape {tuple(tensor.shape)}, the configuration says "
+                f"{tuple(tensors[name].shape)}."
+            )
+        return tensor.contiguous()
+
+    with staged_directory(target) as folder:
+        write_weights(folder, tensors, read, max_shard_size)
+        type(config).register_for_auto_class()
+        type(model).register_for_auto_class("AutoModelForCausalLM")
+        config.auto_map = {name: code for name, code in AUTO_MAP.items() if name != "AutoProcessor"}
+        config.architectures = [type(model).__name__]
+        custom_object_save(model, folder, config=config)
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _where(source: str | Path) -> dict:
+    if Path(source).exists():
+        return {"pretrained_model_name_or_path": source}
+    repo_id, _, revision = parse_hub_source(str(source))
+    return {"pretrained_model_name_or_path": repo_id, "revision": revision}
+
+
+def add_command(commands):
+    """`python -m hub_upload upcycle SRC DST`."""
+    parser = commands.add_parser(
+        "upcycle",
+        help="a dense Qwen3 to a Rosetta that reads text",
+        description="Upcycles a dense Qwen3 checkpoint, shard by shard. Further token types are mounted on it.",
+    )
+    parser.add_argument("source", help="folder, or owner/name[@revision] on the Hub")
+    parser.add_argument("target", type=Path, help="folder to write; an error leaves it as it was")
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="rosetta", help="default: rosetta")
+    parser.add_argument("--num-experts", type=int, help="of text; default: 3 in Rosetta, 12 in MoE, 7 in MoT")
+    parser.add_argument("--vocab-size", type=int, help="to add rows to the vocabulary")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
+    parser.add_argument("--max-shard-size", default="5GB", help="most bytes of a file of weights (default: 5GB)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace):
+    variant, num_experts = ARCHITECTURES[options.architecture]
+    text = variant().token_types[0]
+    fields = {"token_types": [text], "expert_pools": {text["expert_pool"]: options.num_experts or num_experts}}
+    if options.vocab_size is not None:
+        fields["vocab_size"] = options.vocab_size
+    config = text_config_from_dense(AutoConfig.from_pretrained(**_where(options.source)), **fields)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    upcycle_checkpoint(options.source, options.target, config, dtype, options.max_shard_size)
+    print(f"Written: {options.target}")
+
+
+__all__ = ["add_command", "upcycle_checkpoint"]
