@@ -1,8 +1,20 @@
-"""Checkpoints in and out: conversion of the authors' files, model card, upload."""
+"""Checkpoints in and out: conversion of the authors' files, upcycling of dense ones, model card, upload."""
 
 from .card import model_card
 from .checkpoint_conversion import convert, revert
+from .checkpoint_upcycling import upcycle_checkpoint
+from .publication import push
 from .state_dict_conversion import convert_state_dict, revert_state_dict
+from .verification import verify
 
 
-__all__ = ["convert", "convert_state_dict", "model_card", "revert", "revert_state_dict"]
+__all__ = [
+    "convert",
+    "convert_state_dict",
+    "model_card",
+    "push",
+    "revert",
+    "revert_state_dict",
+    "upcycle_checkpoint",
+    "verify",
+]

@@ -17,6 +17,7 @@ from modeling_rosetta.repository_rosetta import save_repository, staged_director
 
 from .authors_layout import IGNORED, LATENT_PREFIX
 from .card import add_facts, facts_of, model_card
+from .publication import push
 from .state_dict_conversion import Conversion, Reversion
 from .weight_files import open_weights, parse_hub_source, write_weights
 
@@ -215,6 +216,8 @@ def add_command(commands):
     parser.add_argument(
         "--revert", action="store_true", help="write the weights of a repository in the authors' layout instead"
     )
+    parser.add_argument("--push", metavar="NAME/MODEL", help="publish the repository afterwards, as `push` does")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     add_facts(parser)
     parser.set_defaults(run=_run)
 
@@ -223,7 +226,7 @@ def _run(options: argparse.Namespace):
     if options.revert:
         given = [
             name
-            for name in ("tokenizer", "vae", "image_processor", "config", "dtype", "check_finite")
+            for name in ("tokenizer", "vae", "image_processor", "config", "dtype", "check_finite", "push", "private")
             if getattr(options, name)
         ]
         if given:
@@ -242,9 +245,11 @@ def _run(options: argparse.Namespace):
             None if options.dtype is None else getattr(torch, options.dtype),
             options.max_shard_size,
             options.check_finite,
-            facts_of(options),
+            ({"repo_id": options.push} if options.push else {}) | facts_of(options),
         )
     print(f"Written: {options.target}")
+    if options.push:
+        push(options.target, options.push, private=options.private)
 
 
 def _json_file(path: str) -> dict:

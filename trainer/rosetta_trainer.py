@@ -1,10 +1,13 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
 import random
+from pathlib import Path
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import Trainer
 
+from modeling_rosetta import RosettaPipeline
 from modeling_rosetta.positions_rosetta import clip_index
 
 from .flow_matching import feature_flow_targets, flow_matching_targets
@@ -12,6 +15,7 @@ from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
 from .running_figures import RunningFigures
 from .training_arguments import RosettaTrainingArguments
+from .training_record import load_training_record, save_training_record, training_record
 
 
 class RosettaTrainer(Trainer):
@@ -155,6 +159,71 @@ class RosettaTrainer(Trainer):
             if isinstance(optimizer, MAOPAdamW):  # and not one that the user brought
                 logs.update({f"maop_{name}": figure for name, figure in optimizer.maop_figures().items()})
         super().log(logs, start_time)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        vae=None,
+        stage: str | None = None,
+        data: str | None = None,
+        **kwargs,
+    ):
+        """
+        Publishes the model as [`~hub_upload.push`] does: complete, checked, as one commit of `args.hub_model_id`. The
+        repository is saved to `output_dir/repository` first, with this training as the next stage of its record, and
+        stays there: `python -m hub_upload push` can send it again.
+
+        Args:
+            commit_message (`str`, *optional*)
+            blocking (`bool`): must be `True`.
+            token (`str`, *optional*): by default `args.hub_token`, or the one that is logged in.
+            revision (`str`, *optional*): the branch; by default `args.hub_revision`, or `"main"`.
+            private (`bool`, *optional*): whether a new repository is; by default `args.hub_private_repo`.
+            vae (`AutoencoderKLFlux2`, *optional*): needed if the model draws.
+            stage, data (`str`, *optional*): as for [`training_record`].
+            kwargs: as for [`~hub_upload.push`], such as `release`, `create_pr`, `dry_run`, `license` and `language`.
+
+        Returns:
+            `CommitInfo` on the first process, `None` on the others and after a dry run.
+
+        Raises:
+            ValueError: before anything is saved, if an argument is not as it must be or a part is missing.
+        """
+        # Only this method knows the Hub, and only when it is called.
+        from hub_upload import push
+
+        if not blocking:
+            raise ValueError("`blocking` must be True: the one commit is made when all files have arrived.")
+        if self.args.hub_model_id is None:
+            raise ValueError("`args.hub_model_id` must be the id of the repository, such as 'name/model'; it is None.")
+        if not hasattr(self.processing_class, "draw_prompt"):
+            raise ValueError(
+                "`processing_class` of the trainer must be a RosettaProcessor to be published with the model, got "
+                f"{type(self.processing_class).__name__}."
+            )
+        if vae is None and self.model.config.token_type_index("noisy_latents") is not None:
+            raise ValueError("`vae` must be given: the model draws, and its repository decodes with the VAE.")
+        if not self.is_world_process_zero():
+            return None
+        folder = Path(self.args.output_dir) / "repository"
+        stages = load_training_record(self.model.name_or_path) if self.model.name_or_path else []
+        pipeline = RosettaPipeline(self.model, vae, FlowMatchEulerDiscreteScheduler(), self.processing_class)
+        pipeline.save_pretrained(folder)
+        save_training_record(folder, [*stages, training_record(self, stage, data)])
+        return push(
+            folder,
+            self.args.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            **kwargs,
+        )
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.

@@ -92,6 +92,11 @@ class RosettaTrainingArguments(TrainingArguments):
                 f"`label_smoothing_factor` must be 0, the model computes its own losses; "
                 f"got {self.label_smoothing_factor}."
             )
+        if self.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` must be False: checkpoints are no releases. Set `hub_model_id` and call "
+                "`trainer.push_to_hub()` after training."
+            )
         super().__post_init__()
 
 

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from hub_upload import push as push_module
+from hub_upload import publication
 from tests.hub_upload.stand_in_hub import StandInHub
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 
@@ -49,5 +49,5 @@ def hub(monkeypatch):
 def loads(monkeypatch) -> list[Path]:
     """Stands in for loading in a fresh process, which takes seconds; the folders that were to be loaded."""
     loaded = []
-    monkeypatch.setattr(push_module, "load_as_a_stranger", lambda folder: loaded.append(folder) or {"answer": ""})
+    monkeypatch.setattr(publication, "load_as_a_stranger", lambda folder: loaded.append(folder) or {"answer": ""})
     return loaded

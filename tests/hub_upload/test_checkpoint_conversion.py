@@ -246,3 +246,30 @@ def test_the_command(parts, source, tmp_path, capsys):
     assert "`source` must be a file, a folder" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "x"), "--revert", "--dtype", "float32"]) == 1
     assert "without the options ['dtype']" in capsys.readouterr().err
+
+
+def test_from_the_hub_to_the_hub(parts, source, hub, loads, tmp_path, monkeypatch):
+    """The authors' repository has several checkpoints in folders; the result is published in one commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    theirs = hub.create("authors/weights")
+    weights = (source / "model.safetensors").read_bytes()
+    tree = {f"checkpoints/{name}/hf_weights/model.safetensors": weights for name in ("A", "B")}
+    commit = theirs.commit("main", "weights", {**tree, "README.md": b"x"})
+    overrides = tmp_path / "overrides.json"
+    overrides.write_text(json.dumps(OVERRIDES))
+    options = ["--tokenizer", str(parts["tokenizer"]), "--vae", str(parts["vae"]), "--config", str(overrides)]
+
+    assert main(["convert", "authors/weights", str(tmp_path / "x"), *options]) == 1  # A or B?
+    given = [f"authors/weights/checkpoints/B@{commit.oid}", str(tmp_path / "ours"), *options, "--push", "me/Rosetta"]
+    assert main(["convert", *given]) == 0
+    assert not any("/A/" in request for request in hub.requests if "resolve" in request)
+    mine = hub.repositories["me/Rosetta"]
+    published = mine.commits[mine.branches["main"]].tree
+    assert "model.safetensors" in published and "SHA256SUMS" in published
+    card = published["README.md"].decode()
+    assert "base_model:\n- authors/weights" in card or "base_model: authors/weights" in card
+    assert 'repo, revision = "me/Rosetta"' in card and "checkpoints/B" in card
+
+    revert(f"me/Rosetta@{mine.branches['main']}", tmp_path / "back")
+    reverted = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(reverted[key], t) for key, t in authors.checkpoint("rosetta", inference=True).items())

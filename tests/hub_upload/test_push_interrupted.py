@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_upload import release
-from hub_upload.push import push
+from hub_upload import push, release
 from tests.hub_upload.conftest import REPO
 
 

@@ -7,9 +7,7 @@ import sys
 import pytest
 import torch
 
-from hub_upload import verify as verify_module
-from hub_upload.push import push
-from hub_upload.verify import verify
+from hub_upload import push, verification, verify
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
 from tests.hub_upload.conftest import REPO
 
@@ -36,7 +34,7 @@ def fresh(monkeypatch) -> list:
     """Stands in for loading from the Hub in a fresh process; what was to be loaded."""
     loaded = []
     monkeypatch.setattr(
-        verify_module, "load_from_hub_as_a_stranger", lambda *arguments: loaded.append(arguments) or {"answer": ""}
+        verification, "load_from_hub_as_a_stranger", lambda *arguments: loaded.append(arguments) or {"answer": ""}
     )
     return loaded
 
@@ -86,7 +84,7 @@ def test_verify_of_a_repository_that_does_not_work_says_so(saved, hub, loads, mo
     def fail(*arguments):
         raise ValueError("does not work")
 
-    monkeypatch.setattr(verify_module, "load_from_hub_as_a_stranger", fail)
+    monkeypatch.setattr(verification, "load_from_hub_as_a_stranger", fail)
     assert verify(REPO) == ["does not work"]
 
 
