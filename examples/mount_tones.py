@@ -127,7 +127,7 @@ def main():
         parser.error(f"`--model` must be a folder, {options.model} is none: run `make quickstart` first.")
     set_seed(options.seed)
     model = RosettaForCausalLMAndImageGeneration.from_pretrained(options.model)
-    processor = RosettaProcessor.from_pretrained(options.model)
+    processor = RosettaProcessor.from_pretrained(options.model, trust_remote_code=True)
     original = {name: value.clone() for name, value in model.state_dict().items()}
     original_config = model.config.to_dict()
     before, rows = other_skills(model, processor), {}
