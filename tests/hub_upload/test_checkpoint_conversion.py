@@ -148,6 +148,8 @@ def test_new_latent_projections_are_not_reverted(parts, tmp_path):
 
 def test_dtype(parts, source, tmp_path):
     convert(source, tmp_path / "target", **parts, dtype=torch.bfloat16)
+    written = open_weights(tmp_path / "target").tensors.values()
+    assert {tensor.dtype for tensor in written} == {torch.bfloat16}
     model = RosettaForCausalLMAndImageGeneration.from_pretrained(tmp_path / "target", dtype="auto")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     theirs = authors.checkpoint("rosetta")["model.layers.1.mlp.experts.5.up_proj.weight"]
