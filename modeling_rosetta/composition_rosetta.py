@@ -28,7 +28,7 @@ LAYER_MODULES = {
     "post_attention_layernorm": "attention_stream",
     "mlp.shared_experts": "shared_expert",
 }
-# Fields of the configuration that say something only while there is a token type with this source.
+# Fields of the configuration that come and go with a token type from this source.
 SOURCE_FIELDS = {
     "pixel_values": ("vision_config",),
     "noisy_latents": ("latent_channels", "latent_hidden_size", "timestep_token_id", "flow_loss_coef"),
@@ -163,9 +163,9 @@ def unmount(
 ) -> RosettaForCausalLMAndImageGeneration:
     """
     Takes a token type off a model, in place: the inverse of [`mount`]. Weights and configuration are again those of
-    the model before it was mounted (with what has been trained since); fields of the configuration that only concern
-    the type go back to their defaults. Types that were mounted later stay and move up: their `token_type_ids` become
-    one less.
+    the model before it was mounted (with what has been trained since); fields of the configuration that `mount`
+    takes for the type go back to their defaults. Types that were mounted later stay and move up: their
+    `token_type_ids` become one less.
 
     Args:
         model (`RosettaForCausalLMAndImageGeneration`)
@@ -191,9 +191,7 @@ def unmount(
         "expert_pools": {pool: number for pool, number in config.expert_pools.items() if pool in pools},
     }
     (token_type,) = (t for t in config.token_types if t["name"] == name)
-    obsolete = list(SOURCE_FIELDS.get(token_type["embeds_from"], ()))
-    if any(config.is_generated(t) for t in remaining) and "flow_loss_coef" in obsolete:
-        obsolete.remove("flow_loss_coef")
+    obsolete = SOURCE_FIELDS.get(token_type["embeds_from"], ())
     new_config = _changed(config, fields, without=obsolete)
     paths = own_modules(config, name)
     if processor is not None:

@@ -53,6 +53,12 @@ class RosettaPipeline(DiffusionPipeline):
         processor: ProcessorMixin,
     ):
         super().__init__()
+        sources = [t["embeds_from"] for t in transformer.config.token_types]
+        if processor.embeds_from != sources:
+            raise ValueError(
+                f"`processor.embeds_from` must be {sources}, as the token types of `transformer`, got "
+                f"{processor.embeds_from}: see `processor.set_token_types`."
+            )
         if vae is not None:
             pixels = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.patch_size[0]
             if processor.latent_patch_size != pixels:

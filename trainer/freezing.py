@@ -39,9 +39,11 @@ def train_token_types(model: nn.Module, names: str | list[str]) -> nn.Module:
         names (`str` or `list[str]`): e.g. the type that was just mounted.
 
     Raises:
-        ValueError: if there is no such token type.
+        ValueError: if there is no such token type, or nothing serves these types only.
     """
     own = tuple(f"{module}." for module in own_modules(model.config, names))
+    if not any(name.startswith(own) for name, _ in model.named_parameters()):
+        raise ValueError(f"`names`: {names} have no parameters of their own in this model, or it is wrapped.")
     return _train(model, lambda name: name.startswith(own))
 
 

@@ -51,7 +51,7 @@ def mount_named(model, name: str, architecture: str = "rosetta", entry: dict | N
     if name == "vit":
         torch.manual_seed(3)
         return mount(model, entry, number, vision_tower=RosettaVisionModel._from_config(full.vision_config))
-    return mount(model, entry, number, latent_channels=8, latent_hidden_size=64)
+    return mount(model, entry, number, latent_channels=8, latent_hidden_size=64, flow_loss_coef=10.0)
 
 
 def snapshot(model) -> tuple[dict, dict]:

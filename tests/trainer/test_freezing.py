@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import CONFIGS, TINY, sample, tiny_model
-from trainer import train_backbone, train_projectors
+from trainer import train_backbone, train_projectors, train_token_types
 
 
 PROJECTORS = {
@@ -39,3 +39,24 @@ def test_a_model_without_vit_has_no_projectors():
     config = type(config)(**TINY, token_types=config.token_types[:1], expert_pools={"text": 3})
     with pytest.raises(ValueError, match="no ViT"):
         train_projectors(RosettaForCausalLMAndImageGeneration(config))
+
+
+def test_a_token_type_is_trained_with_what_serves_it_alone():
+    model = tiny_model().train()
+    model(**sample("tugt")).loss.backward()
+    names = trained(train_token_types(model, "vit"))
+    assert names == PROJECTORS | {n for n, _ in model.named_parameters() if ".pools.vit." in n}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == names  # none is left of what was trained
+    names = trained(train_token_types(model, ["vit", "vae"]))
+    assert any("latent_in" in n for n in names) and any("latent_out" in n for n in names)
+    mot = trained(train_token_types(tiny_model("mot"), "vae"))
+    assert any(".streams.gen." in n for n in mot) and not any(".streams.und." in n for n in mot)
+
+
+@pytest.mark.parametrize(("name", "named"), [("audio", "must be among"), ("text", "no parameters of their own")])
+def test_token_types_with_nothing_to_train_are_refused(name, named):
+    model = tiny_model("moe")
+    before = trained(model)
+    with pytest.raises(ValueError, match=named):
+        train_token_types(model, name)
+    assert trained(model) == before
