@@ -135,7 +135,8 @@ def _check(repo_id, license, license_name, license_link, base_model, datasets, l
     ):
         if not pattern.fullmatch(value):
             raise ValueError(f"`{name}` must be {example}, got {value!r}.")
-    if (license == "other") != (license_name is not None and license_link is not None):
+    given = [text is not None for text in (license_name, license_link)]
+    if not (all(given) if license == "other" else not any(given)):
         raise ValueError(
             "`license_name` and `license_link` must be given with the `license` 'other', and only with that, got "
             f"{license!r}, {license_name!r} and {license_link!r}."
