@@ -57,7 +57,8 @@ class StandInHub:
         stored: the large files that arrived, by sha256.
         requests: what was asked for, as "METHOD path".
         fail_at: the number (from 0) of the request to be refused, and the status it gets.
-        fail_on: the same, for every request that matches a pattern.
+        lose_at: the number of the request that is carried out, but whose answer is lost.
+        fail_on: a pattern of requests that are refused, and the status they get.
         delay: seconds before each answer.
         quota: bytes of large files that there is room for.
         before: what is called with each request, such as "POST /api/...", before it is answered.
@@ -68,6 +69,7 @@ class StandInHub:
         self.stored: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.fail_at: tuple[int, int] | None = None
+        self.lose_at: int | None = None
         self.fail_on: tuple[str, int] | None = None
         self.delay = 0.0
         self.quota = float("inf")
@@ -123,6 +125,7 @@ class _Answer(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer would wait for 40 ms
     hub: StandInHub
 
     def log_message(self, *args):
@@ -141,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._route(path)
             raise _Answer(404, f"the stand-in knows no {self.command} {path}")
         except _Answer as answer:
-            self._send(answer)
+            lost = len(self.hub.requests) - 1 == self.hub.lose_at
+            self._send(_Answer(501, "the answer was lost") if lost else answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
