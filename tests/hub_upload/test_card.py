@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from hub_upload import model_card
 from hub_upload.__main__ import main
+from modeling_rosetta import mount, unmount
 from tests.conftest import tiny_model
 from tests.hub_upload.stand_in_hub import metadata_errors
 
@@ -74,6 +75,19 @@ def test_parameters_are_counted_as_in_the_paper(tmp_path):
     model.save_pretrained(tmp_path)
     expected = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n or "embed_tokens" in n)
     assert f"| Parameters, layers and embeddings | {expected:,} |" in model_card(tmp_path, repo_id="Tiny").text
+
+
+def test_it_follows_a_mount(tmp_path):
+    model = tiny_model()
+    tone = {"name": "tone", "embeds_from": "tone_features", "feature_size": 5, "is_generated": True}
+    mount(
+        model, {**tone, "expert_pool": "tone", "attention_stream": "shared", "shared_expert": "global"}, num_experts=4
+    )
+    model.save_pretrained(tmp_path)
+    assert "| tone | `tone_features` | tone | 4 | shared | global |" in model_card(tmp_path, repo_id="Tiny").text
+    unmount(model, "tone")
+    model.save_pretrained(tmp_path)
+    assert "tone" not in model_card(tmp_path, repo_id="Tiny").text
 
 
 def test_the_training_can_be_repeated_from_it(recorded):

@@ -31,6 +31,17 @@ def dense(request, tmp_path):
     return model
 
 
+def test_from_the_hub(dense, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    files = {file.name: file.read_bytes() for file in (tmp_path / "dense").iterdir()}
+    hub.create("someone/dense").commit("main", "dense", files)
+    upcycle_checkpoint("someone/dense@main", tmp_path / "streamed")
+    streamed = RosettaForCausalLMAndImageGeneration.from_pretrained(tmp_path / "streamed").eval()
+    for model in (streamed, upcycle("someone/dense").eval()):
+        torch.testing.assert_close(model(IDS).logits, dense(IDS).logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["rosetta", "moe", "mot"])
 def test_the_files_are_those_of_the_model_in_memory(dense, architecture, tmp_path):
     target = tmp_path / "Rosetta-0.1B"
