@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
+from transformers.utils import hub as transformers_hub
 
 from hub_upload import publication
 from tests.hub_upload.stand_in_hub import StandInHub
@@ -39,6 +40,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # which remembers another endpoint
         monkeypatch.setenv("HF_TOKEN", "write")
         waits = SimpleNamespace(**{**vars(_http.time), "sleep": lambda seconds: None})
         monkeypatch.setattr(_http, "time", waits)  # between attempts
