@@ -1,11 +1,13 @@
 """What must not be published is refused or left out."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from hub_upload.disclosures import disclosures
 from hub_upload.release import prepared_release
 from tests.hub_upload.conftest import REPO
 
@@ -145,3 +147,11 @@ def test_a_card_in_the_folder_is_the_card(folder):
 def test_no_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="`folder` must be a folder"):
         contents(tmp_path / "none")
+
+
+def test_folders_of_the_machine_are_found_wherever_they_are(tmp_path):
+    (tmp_path / "config.json").write_text('{"note": "see /projects/mine/data", "other": "/projects/minerals"}')
+    assert disclosures(tmp_path, [Path("/projects/mine")]) == [
+        "config.json:1: a path of this machine, /projects/mine/data"
+    ]
+    assert disclosures(tmp_path) == []
