@@ -7,7 +7,7 @@ from . import card, checkpoint_conversion, checkpoint_upcycling, publication, ve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0, or 1 after an error that is the user's to mend."""
+    """Runs one command. Returns the exit status: 0, 1 after an error that is the user's to mend, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m hub_upload", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (checkpoint_conversion, checkpoint_upcycling, card, publication, verification):
@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-done is left, and the same command can be run again", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -195,13 +195,15 @@ def test_damaged_checkpoints_leave_the_target_as_it_was(damage, parts, source, t
     assert not leftovers(tmp_path)
 
 
-def test_an_interruption_leaves_the_target_as_it_was(parts, source, tmp_path, monkeypatch):
+def test_an_interruption_leaves_the_target_as_it_was(parts, source, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint_conversion, "model_card", interrupted)  # after the weights are written
-    with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "target", **parts)
+    (tmp_path / "overrides.json").write_text(json.dumps(OVERRIDES))
+    options = ["--tokenizer", parts["tokenizer"], "--vae", parts["vae"], "--config", tmp_path / "overrides.json"]
+    assert main(["convert", *map(str, [source, tmp_path / "target", *options])]) == 130
+    assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "target").exists() and not leftovers(tmp_path)
 
 
