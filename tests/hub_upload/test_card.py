@@ -77,6 +77,13 @@ def test_parameters_are_counted_as_in_the_paper(tmp_path):
     assert f"| Parameters, layers and embeddings | {expected:,} |" in model_card(tmp_path, repo_id="Tiny").text
 
 
+@pytest.mark.parametrize(("left_out", "tag"), [("vae", "image-text-to-text"), ("vit", "text-to-image")])
+def test_the_task_is_what_the_model_does(left_out, tag, tmp_path):
+    model = unmount(tiny_model(), left_out)
+    model.save_pretrained(tmp_path)
+    assert model_card(tmp_path, repo_id="Tiny").data.pipeline_tag == tag
+
+
 def test_it_follows_a_mount(tmp_path):
     model = tiny_model()
     tone = {"name": "tone", "embeds_from": "tone_features", "feature_size": 5, "is_generated": True}
