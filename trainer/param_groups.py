@@ -1,22 +1,12 @@
 """Differential learning rates (DiffLR): which parameter trains at which rate."""
 
 import re
-from collections.abc import Collection, Iterable
-from itertools import pairwise
+from collections.abc import Collection
 
 from torch import nn
 
+from modeling_rosetta.composition_rosetta import own_modules
 
-# The field of a token type that names the child of each of these modules: `pools.vae` serves the types whose
-# `expert_pool` is "vae".
-_FIELD_OF_PARENT = {
-    "pools": "expert_pool",
-    "streams": "attention_stream",
-    "input_layernorm": "attention_stream",
-    "post_attention_layernorm": "attention_stream",
-    "shared_experts": "shared_expert",
-}
-_LATENT_PROJECTIONS = {"latent_in", "latent_out", "timestep_embedder"}
 
 _WRAPPERS_INSIDE = re.compile(r"\b(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _WRAPPERS_OUTSIDE = re.compile(r"^(module\.)?(base_model\.model\.)?")
@@ -56,19 +46,19 @@ def diff_lr_groups(
     Raises:
         ValueError: if nothing in `model` requires a gradient.
     """
-    generated_types = [t for t in config.token_types if config.is_generated(t)]
-    generated = _served_only_by(config, generated_types)
-    projections = {(parent, t["name"]) for parent in ("feature_in", "feature_out") for t in generated_types}
-    foundation_expert = ("shared_experts", config.token_types[0]["shared_expert"])
+    generated = [t for t in config.token_types if config.is_generated(t)]
+    pools = [t["expert_pool"] for t in generated]
+    # Text that goes along with what is drawn, such as MoT's tokens before an image, does not make a pool serve text.
+    companions = [t for t in config.token_types[1:] if t["embeds_from"] == "input_ids" and t["expert_pool"] in pools]
+    modules = own_modules(config, [t["name"] for t in (*generated, *companions)])
+    in_layers = tuple(f"{module}." for module in modules if ".layers." in module)
+    projections = tuple(f"{module}." for module in modules if ".layers." not in module)
+    foundation_expert = f".shared_experts.{config.token_types[0]['shared_expert']}."
 
     def role(name: str) -> str:
-        modules = name.split(".")
-        if foundation_expert in pairwise(modules):
+        if foundation_expert in name:
             return "shared_expert"
-        if generated.intersection(pairwise(modules)):
-            return "generation"
-        is_projection = _LATENT_PROJECTIONS.intersection(modules) or projections.intersection(pairwise(modules))
-        if latent_projections_at_generation_rate and is_projection:
+        if name.startswith(in_layers) or latent_projections_at_generation_rate and name.startswith(projections):
             return "generation"
         return "base"
 
@@ -100,22 +90,6 @@ def diff_lr_groups(
 def clean_parameter_name(name: str) -> str:
     """The name that a parameter has in the model itself, without the prefixes of modules that wrap it."""
     return _WRAPPERS_OUTSIDE.sub("", _WRAPPERS_INSIDE.sub("", name))
-
-
-def _served_only_by(config, token_types: Iterable[dict]) -> set[tuple[str, str]]:
-    """(parent, child) names of the modules that serve these token types and no others. Tokens that go along with an
-    image to draw, a second type embedded from `"input_ids"`, do not count."""
-    others = [
-        t
-        for number, t in enumerate(config.token_types)
-        if t not in token_types and (number == 0 or t["embeds_from"] != "input_ids")
-    ]
-    return {
-        (parent, t[field])
-        for parent, field in _FIELD_OF_PARENT.items()
-        for t in token_types
-        if t[field] not in [other[field] for other in others]
-    }
 
 
 __all__ = ["clean_parameter_name", "diff_lr_groups"]

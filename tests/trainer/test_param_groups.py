@@ -58,6 +58,19 @@ def test_rates_and_maop(variant, generation, shared_expert, tiny_model):
     assert {group["lr"] for group in groups} <= {BASE, GENERATION}
 
 
+def test_tokens_before_an_image_leave_mots_generation_stream_its_rate(tiny_model):
+    """In the authors' drawing they pass through it; it still serves nothing but generation."""
+    types = RosettaConfig.mot().token_types
+    prefix = {**types[2], "name": "latent_prefix", "embeds_from": "input_ids"}
+
+    def with_prefix(**sizes):
+        return RosettaConfig(token_types=[*types, prefix], expert_pools={"und": 7, "gen": 6}, **sizes)
+
+    plain, prefixed = (_groups(tiny_model(variant)) for variant in (RosettaConfig.mot, with_prefix))
+    assert {name: _names(group) for name, group in prefixed.items()} == {n: _names(g) for n, g in plain.items()}
+    assert not any(".gen." in name for name in _names(prefixed["shared_expert"]))
+
+
 def test_every_trained_parameter_is_in_one_group(tiny_model):
     model = tiny_model()
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
