@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .packing import FirstFit
+
 
 ROW_KEYS = ("input_ids", "token_type_ids", "labels")
 # The entries of each pair come together: one line of the second for each image of the first.
@@ -66,7 +68,7 @@ class RosettaDataCollator:
         self._check(samples)
         lengths = [len(sample["input_ids"]) for sample in samples]
         if not are_rows:
-            rows = first_fit(lengths, self.max_length) if self.packed else [[i] for i in range(len(samples))]
+            rows = self._packed(lengths) if self.packed else [[i] for i in range(len(samples))]
 
         order = [i for row in rows for i in row]
         places = _places([[lengths[i] for i in row] for row in rows])
@@ -92,6 +94,12 @@ class RosettaDataCollator:
                 batch[key] = torch.cat(images)
         return batch
 
+    def _packed(self, lengths: list[int]) -> list[list[int]]:
+        packer = FirstFit(self.max_length)
+        for i, length in enumerate(lengths):
+            packer.add(i, length)
+        return packer.rows
+
     def _check(self, samples: list[dict[str, torch.Tensor]]):
         if not samples:
             raise ValueError("`samples` is empty.")
@@ -115,19 +123,6 @@ class RosettaDataCollator:
                         f"`samples`: `{values}` of sample {i} has {len(sample[values])} entries, but `{grids}` "
                         f"makes {int(sample[grids].prod(-1).sum())}."
                     )
-
-
-def first_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Rows of indices into `lengths`: each goes, in order, to the first row where it does not exceed `room`."""
-    rows, free = [], []
-    for i, length in enumerate(lengths):
-        row = next((r for r, left in enumerate(free) if length <= left), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(room)
-        rows[row].append(i)
-        free[row] -= length
-    return rows
 
 
 def _places(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
