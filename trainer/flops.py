@@ -72,7 +72,11 @@ def training_flops(model: nn.Module) -> dict[str, float]:
     flops = dict.fromkeys((*(f"num_tokens_{t['name']}" for t in config.token_types), "num_latent_images"), 0.0)
     flops |= {"num_text_targets": 0.0, "attention_pairs": 0.0, "vit_pairs": 0.0}
 
+    head = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"  # tied
+
     def has_trained_input(name: str) -> bool:
+        if name == head:
+            return bool(trained)
         if _READS_DATA.search(name):
             return False
         if _depth(name) > 0:
@@ -82,7 +86,7 @@ def training_flops(model: nn.Module) -> dict[str, float]:
 
     for name, weight in weights.items():
         passes = 1 + weight.requires_grad + has_trained_input(name)
-        for unit, uses in _uses(name, weight, config, tied="lm_head.weight" not in weights).items():
+        for unit, uses in _uses(name, weight, config, head).items():
             flops[unit] += 2 * passes * uses * weight.numel()
 
     width = config.num_attention_heads * config.head_dim
@@ -103,12 +107,12 @@ def _depth(name: str) -> float:
     return int(layer[1]) + 1 if layer else float("inf")
 
 
-def _uses(name: str, weight: torch.Tensor, config, tied: bool) -> dict[str, float]:
+def _uses(name: str, weight: torch.Tensor, config, head: str) -> dict[str, float]:
     """How often a weight is multiplied with for each unit of a batch."""
     types = {t["name"]: t for t in config.token_types}
     if weight.ndim < 2 or "pos_embed" in name:
         return {}
-    if name == ("model.embed_tokens.weight" if tied else "lm_head.weight"):
+    if name == head:
         return {"num_text_targets": 1}
     if layer := _LAYER.match(name):
         kind, owner = layer[2] or layer[3], layer[4]
