@@ -23,8 +23,9 @@ from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
 from .nonfinite_guard import NonfiniteGuard, spread_nonfinite
 from .optimizer_state import carry_over_optimizer_state, find_optimizer_state
-from .param_groups import diff_lr_groups
+from .param_groups import clean_parameter_name, diff_lr_groups
 from .running_figures import RunningFigures
+from .sharding import routers_in_fp32, unsharded_model
 from .throughput import Throughput
 from .training_arguments import RosettaTrainingArguments
 from .training_record import load_training_record, save_training_record, training_record
@@ -73,6 +74,7 @@ class RosettaTrainer(Trainer):
                 "`torch.nn.DataParallel`. Start one process a GPU with `accelerate launch`."
             )
         super().__init__(model, args, **kwargs)
+        self._check_sharding()
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         self._noise = torch.Generator(device=args.device)
@@ -117,7 +119,8 @@ class RosettaTrainer(Trainer):
         return output
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with routers_in_fp32():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._guard.load(resume_from_checkpoint)
         if self._average is not None:
             self._average.start(self.model, resume_from_checkpoint)
@@ -186,19 +189,39 @@ class RosettaTrainer(Trainer):
 
     def _save_average(self):
         """Saves the model with the averages in place of its trained weights, as `output_dir/ema`."""
-        averages = self._average.full_tensors(self.args.should_save)
-        state_dict = self.accelerator.get_state_dict(self.model)
-        if self.args.should_save:
-            average_of = dict(zip(self._average.parameters, averages.values(), strict=True))
-            for name, param in self.model.named_parameters(remove_duplicate=False):  # tied weights under each name
+        averages = self._average.full_tensors(self.is_world_process_zero())
+        model = unsharded_model(self.accelerator, self.model_wrapped)
+        if model is not None:
+            average_of = {
+                param: averages[clean_parameter_name(name)]
+                for name, param in model.named_parameters()
+                if clean_parameter_name(name) in averages
+            }
+            state_dict = model.state_dict()
+            for name, param in model.named_parameters(remove_duplicate=False):  # tied weights under each name
                 if param in average_of:
                     state_dict[name] = average_of[param].to(param.dtype)
             staged = Path(self.args.output_dir, SAVING, "ema")
-            self.accelerator.unwrap_model(self.model).save_pretrained(staged, state_dict=state_dict)
+            model.save_pretrained(staged, state_dict=state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staged)
             flush_to_disk(staged)
             publish_folder("ema", self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the model so that `from_pretrained` loads it. A sharded model is gathered first, on all ranks; only
+        within checkpoints does it stay in shards where FSDP's `state_dict_type` says so."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        if _internal_call and "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            return None
+        model = unsharded_model(self.accelerator, self.model)
+        if model is not None:
+            output_dir = self.args.output_dir if output_dir is None else output_dir
+            model.save_pretrained(output_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -341,11 +364,12 @@ class RosettaTrainer(Trainer):
             )
         if vae is None and self.model.config.token_type_index("noisy_latents") is not None:
             raise ValueError("`vae` must be given: the model draws, and its repository decodes with the VAE.")
-        if not self.is_world_process_zero():
+        model = unsharded_model(self.accelerator, self.model_wrapped)
+        if model is None:
             return None
         folder = Path(self.args.output_dir) / "repository"
-        stages = load_training_record(self.model.name_or_path) if self.model.name_or_path else []
-        pipeline = RosettaPipeline(self.model, vae, FlowMatchEulerDiscreteScheduler(), self.processing_class)
+        stages = load_training_record(model.name_or_path) if model.name_or_path else []
+        pipeline = RosettaPipeline(model, vae, FlowMatchEulerDiscreteScheduler(), self.processing_class)
         pipeline.save_pretrained(folder)
         save_training_record(folder, [*stages, training_record(self, stage, data)])
         return push(
@@ -357,6 +381,16 @@ class RosettaTrainer(Trainer):
             token=token or self.args.hub_token,
             **kwargs,
         )
+
+    def _check_sharding(self):
+        if self.is_fsdp_enabled:
+            if (version := self.accelerator.state.fsdp_plugin.fsdp_version) != 2:
+                raise ValueError(f"`fsdp_version` must be 2, got {version}.")
+        elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"FSDP was asked for, but accelerate does not shard on {self.args.device.type!r} devices; it would "
+                "replicate the model instead. Leave FSDP out there."
+            )
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.

@@ -35,7 +35,7 @@ def batch():
 
 
 @pytest.fixture
-def model_of(tiny_model, config):
+def model_of(config):
     def build(variant=RosettaConfig, **changes):
         torch.manual_seed(0)
         vision = {**config().vision_config.to_dict(), **VISION}

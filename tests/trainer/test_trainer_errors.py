@@ -1,5 +1,7 @@
 """What the trainer cannot do is said before it starts."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainingArguments
 
@@ -30,3 +32,12 @@ def test_nothing_to_predict(tiny_model, records, trainer_of):
     del dataset[0]["labels"]
     with pytest.raises(ValueError, match="`inputs` must hold at least one of .* got .*'input_ids'"):
         trainer_of(tiny_model(), eval_dataset=dataset).evaluate()
+
+
+def test_fsdp1(tiny_model, trainer_of, monkeypatch):
+    trainer = trainer_of(tiny_model())
+    plugin = SimpleNamespace(fsdp_version=1)
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="`fsdp_version` must be 2, got 1"):
+        trainer._check_sharding()

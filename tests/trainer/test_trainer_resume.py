@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_training import training_logs
 
 
 STEPS = 6
@@ -48,14 +49,7 @@ def test_resumed_run_is_the_uninterrupted_one(step, run, tmp_path):
     model, trainer = run(save_strategy="steps", save_steps=step)
     resumed, other = run(resume_from=str(tmp_path / f"checkpoint-{step}"), output_dir=tmp_path / "resumed")
     assert _equal(model, resumed)
-    expected, actual = (
-        [
-            {name: figure for name, figure in log.items() if name not in ("tokens_per_second", "time_left")}
-            for log in logs
-            if log["step"] > step and "loss" in log
-        ]
-        for logs in (trainer.state.log_history, other.state.log_history)
-    )
+    expected, actual = ([log for log in training_logs(run) if log["step"] > step] for run in (trainer, other))
     assert actual == expected
 
 
