@@ -7,6 +7,7 @@ what it ends with, bit for bit, with a run that nobody disturbed. Prints a table
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -19,22 +20,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
-from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration  # noqa: E402
+from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
+from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, RosettaProcessor  # noqa: E402
 from trainer import (  # noqa: E402
+    DataSource,
     RosettaDataCollator,
+    RosettaDataStream,
     RosettaTrainer,
     RosettaTrainingArguments,
     last_complete_checkpoint,
+    train_backbone,
 )
 from trainer.checkpoints import SAVING  # noqa: E402
 
 
 SAVE_STEPS = 2
-MOMENTS = ("training", "saving", "saving", "starting")
+MOMENTS = ("saving", "training", "saving", "starting")
 CONFIG = {
-    "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -44,9 +50,6 @@ CONFIG = {
     "latent_channels": 8,
     "latent_hidden_size": 64,
     "attention_dropout": 0.1,  # draws on the generator that is part of a checkpoint
-    "image_token_id": 508,
-    "vision_start_token_id": 509,
-    "vision_end_token_id": 510,
     "vision_config": {
         "depth": 1,
         "hidden_size": 16,
@@ -60,35 +63,43 @@ CONFIG = {
 }
 
 
-def sample(index: int) -> dict:
-    """Text, and before it in every other sample an image of 4 x 4 latents to draw."""
-    generator = torch.Generator().manual_seed(index)
-    text = torch.randint(0, 500, (8 + index % 9,), generator=generator)
-    image = 16 if index % 2 else 0
-    record = {
-        "input_ids": torch.cat([torch.full((image,), CONFIG["image_token_id"]), text]),
-        "token_type_ids": torch.cat([torch.full((image,), 2), torch.zeros_like(text)]),
-        "labels": torch.cat([torch.full((image,), -100), text]),
-    }
-    if image:
-        record["latents"] = torch.randn(image, CONFIG["latent_channels"], generator=generator)
-        record["latent_grid_hw"] = torch.tensor([[4, 4]])
-    return record
+def write_data(folder: Path):
+    """Texts, questions about images, and a few lines that cannot be read."""
+    (folder / "images").mkdir(parents=True)
+    texts = [json.dumps({"text": f"This is text {i}. " + "It goes on. " * (i % 7)}) for i in range(300)]
+    questions = []
+    for i in range(60):
+        Image.new("RGB", (16, 16 + 8 * (i % 2)), (4 * i, 7 * i % 256, 100)).save(folder / "images" / f"{i}.png")
+        turns = [{"from": "human", "value": "<image>\nWhich is it?"}, {"from": "gpt", "value": f"Number {i}."}]
+        questions.append(json.dumps({"image": f"images/{i}.png", "conversations": turns}))
+    for name, lines in (("texts", texts), ("questions", questions)):
+        (folder / f"{name}.jsonl").write_text("\n".join([*lines, *["{"] * 5]) + "\n")
 
 
-def train(output_dir: str, steps: int):
-    """The run: shielding into MAOP, a cosine schedule, accumulation, an average of the weights, and many saves."""
+def train(data: Path, output_dir: Path, steps: int):
+    """The run: shielding into MAOP, a cosine schedule, accumulation, an average of the weights, two workers that mix
+    and pack a stream, and many saves."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = RosettaForCausalLMAndImageGeneration(RosettaConfig(**CONFIG))
-    model.model.visual.requires_grad_(False)
+    tokenizer = train_tokenizer((data / "texts.jsonl").read_text().splitlines(), vocab_size=400)
+    images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 8 * 8, "longest_edge": 16 * 16})
+    processor = RosettaProcessor(images, tokenizer, base_size=64)
+    token_ids = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = RosettaConfig(
+        vocab_size=len(tokenizer), **{name: getattr(processor, name) for name in token_ids}, **CONFIG
+    )
+    model = train_backbone(RosettaForCausalLMAndImageGeneration(config))
+    sources = [
+        DataSource("lm", str(data / "texts.jsonl"), weight=0.6, streaming=True),
+        DataSource("mmu", str(data / "questions.jsonl"), weight=0.4),
+    ]
     arguments = RosettaTrainingArguments(
-        output_dir,
+        str(output_dir),
         max_steps=steps,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
+        dataloader_num_workers=2,
         learning_rate=3e-3,
-        generation_learning_rate=1e-2,
         lr_scheduler_type="cosine",
         shield_steps=steps // 3,
         ema_decay=0.9,
@@ -99,20 +110,28 @@ def train(output_dir: str, steps: int):
         use_cpu=True,
         disable_tqdm=True,
     )
-    collator = RosettaDataCollator(pad_token_id=0, max_length=64, packed=True)
-    dataset = [sample(index) for index in range(100)]
-    trainer = RosettaTrainer(model, arguments, train_dataset=dataset, data_collator=collator)
+    trainer = RosettaTrainer(
+        model,
+        arguments,
+        train_dataset=RosettaDataStream(sources, processor, max_length=96, max_skipped_share=0.5),
+        data_collator=RosettaDataCollator(tokenizer.pad_token_id),
+    )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
 
 
 class Run:
     """A training run in a process of its own."""
 
-    def __init__(self, output_dir: Path, steps: int):
-        self.output_dir, self.steps = output_dir, steps
-        command = [sys.executable, __file__, "--steps", str(steps), "--run", str(output_dir)]
-        self.log = open(output_dir.with_suffix(".log"), "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
+    def __init__(self, data: Path, output_dir: Path, steps: int):
+        self.output_dir = output_dir
+        self.log = output_dir.with_suffix(".log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--steps", str(steps), "--run", str(data), str(output_dir)],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_DATASETS_CACHE": str(data / "cache")},
+            start_new_session=True,  # to be killed with its workers
+        )
         self.first_step = self.last_step()
 
     def last_step(self) -> int:
@@ -133,8 +152,11 @@ class Run:
             raise RuntimeError(f"The run failed with status {self.process.returncode}: {self.log.name}.")
         self.log.close()
 
+    def signal(self, number: int):
+        os.killpg(self.process.pid, number)
+
     def kill(self):
-        self.process.send_signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
         self.log.close()
 
@@ -142,14 +164,17 @@ class Run:
 def kill_once(run: Run, moment: str, not_before: int, start_seconds: float, chance: random.Random) -> dict:
     """Kills `run` at a random time of a kind of moment, once it has saved step `not_before`."""
     if moment == "starting":
-        deadline = time.monotonic() + chance.uniform(0, start_seconds)
-        run.wait_until(lambda: time.monotonic() >= deadline)
+        time.sleep(chance.uniform(0, start_seconds))
     else:
         run.wait_until(lambda: run.last_step() >= max(not_before, run.first_step + SAVE_STEPS))
-        if moment == "saving":
-            run.wait_until(lambda: not run.is_saving())
-            run.wait_until(run.is_saving)
-        time.sleep(chance.uniform(0, 0.03 if moment == "saving" else 0.3))
+        time.sleep(chance.uniform(0, 0.3))
+    while moment == "saving":
+        run.wait_until(run.is_saving)
+        time.sleep(chance.uniform(0, 0.03))
+        run.signal(signal.SIGSTOP)
+        if run.is_saving():
+            break
+        run.signal(signal.SIGCONT)  # too late
     run.kill()
     leftover = sorted(file.name for file in (run.output_dir / SAVING).glob("*/*"))
     return {
@@ -168,9 +193,10 @@ def differences(one: Path, other: Path) -> list[str]:
         if not _equal(load_file(one / name), load_file(other / name)):
             differing.append(name)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        states = [torch.load(folder / last / name, weights_only=False) for folder in (one, other)]
-        if not _equal(*states):
+        if not _equal(*(torch.load(folder / last / name, weights_only=False) for folder in (one, other))):
             differing.append(name)
+    if not _equal(*(json.loads((folder / last / "data_position_0.json").read_text()) for folder in (one, other))):
+        differing.append("data_position_0.json")
     states = [json.loads((folder / last / "trainer_state.json").read_text()) for folder in (one, other)]
     losses = [[(log["step"], log["loss"], log["grad_norm"]) for log in state["log_history"]] for state in states]
     return differing if losses[0] == losses[1] else [*differing, "losses"]
@@ -188,18 +214,19 @@ def _equal(one, other) -> bool:
 
 def survive(folder: Path, kills: int, steps: int, seed: int = 0) -> dict:
     """Both runs; what happened at each kill, and in what the runs differ in the end."""
-    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    data, undisturbed, disturbed = (folder / name for name in ("data", "undisturbed", "disturbed"))
+    write_data(data)
     start = time.monotonic()
-    run = Run(undisturbed, steps)
+    run = Run(data, undisturbed, steps)
     run.wait_until(lambda: run.last_step() > 0)
     start_seconds = time.monotonic() - start
     run.finish()
     chance, table = random.Random(seed), []
     for number in range(kills):
-        run = Run(disturbed, steps)
+        run = Run(data, disturbed, steps)
         not_before = (steps - 2 * SAVE_STEPS) * number // kills
         table.append(kill_once(run, MOMENTS[number % len(MOMENTS)], not_before, start_seconds, chance))
-    Run(disturbed, steps).finish()
+    Run(data, disturbed, steps).finish()
     return {"kills": table, "differences": differences(undisturbed, disturbed)}
 
 
@@ -208,10 +235,10 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # the run that is killed
+    parser.add_argument("--run", type=Path, nargs=2, help=argparse.SUPPRESS)  # the run that is killed
     arguments = parser.parse_args()
     if arguments.run is not None:
-        train(arguments.run, arguments.steps)
+        train(*arguments.run, arguments.steps)
         return
     with tempfile.TemporaryDirectory() as folder:
         result = survive(Path(folder), arguments.kills, arguments.steps)

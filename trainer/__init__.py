@@ -1,6 +1,7 @@
 """Training of Rosetta: the Trainer, its optimizer and its data."""
 
 from .checkpoints import last_complete_checkpoint
+from .data import DataSource, RosettaDataStream
 from .data_collator import RosettaDataCollator
 from .flops import training_flops
 from .flow_matching import flow_matching_targets, sample_timesteps
@@ -14,8 +15,10 @@ from .training_record import load_training_record, save_training_record, trainin
 
 
 __all__ = [
+    "DataSource",
     "MAOPAdamW",
     "RosettaDataCollator",
+    "RosettaDataStream",
     "RosettaTrainer",
     "RosettaTrainingArguments",
     "carry_over_optimizer_state",

@@ -1,6 +1,7 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -18,6 +19,7 @@ from modeling_rosetta.positions_rosetta import clip_index
 
 from .batch_counts import count_batch
 from .checkpoints import SAVING, flush_to_disk, publish_folder, remove_unfinished, rotate_checkpoints
+from .data import REASONS, TASKS, RosettaDataStream, StreamLoader
 from .flops import peak_flops, training_flops
 from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
@@ -78,6 +80,9 @@ class RosettaTrainer(Trainer):
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         self._noise = torch.Generator(device=args.device)
+        self._stream_loader = None
+        if isinstance(self.train_dataset, RosettaDataStream):
+            args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
         self._is_saving = False
         self._guard = NonfiniteGuard(args.max_nonfinite_steps, args.device)
         self._average = None if args.ema_decay is None else WeightAverage(args.ema_decay)
@@ -107,6 +112,22 @@ class RosettaTrainer(Trainer):
             self.optimizer = MAOPAdamW(groups, maop_granularity=self.args.maop_granularity, **adamw_kwargs)
         return self.optimizer
 
+    def get_train_dataloader(self):
+        """Of a [`RosettaDataStream`], which every rank and worker reads its own part of, a [`StreamLoader`]; of other
+        data sets transformers'."""
+        if not isinstance(self.train_dataset, RosettaDataStream):
+            return super().get_train_dataloader()
+        self._stream_loader = StreamLoader(
+            self.train_dataset,
+            self.data_collator,
+            batch_size=self._train_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self._stream_loader
+
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As transformers'. Goes on from the last complete checkpoint if `resume_from_checkpoint` is `True`; see
         [`last_complete_checkpoint`] for a script that also starts the run."""
@@ -121,6 +142,8 @@ class RosettaTrainer(Trainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         with routers_in_fp32():
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and self._stream_loader is not None:
+            self._stream_loader.load_state_dict(json.loads(self._position_file(resume_from_checkpoint).read_text()))
         self._guard.load(resume_from_checkpoint)
         if self._average is not None:
             self._average.start(self.model, resume_from_checkpoint)
@@ -310,6 +333,8 @@ class RosettaTrainer(Trainer):
             figures |= self._throughput.read(self.state.global_step, figures)
             logs.update({name: figure for name, figure in figures.items() if name not in UNSEEN_UNITS})
             logs["nonfinite_steps"] = self._guard.read()
+            if self._stream_loader is not None:
+                logs.update(self._skipped_records())
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
                 figures = self._plain_optimizer.maop_figures()
@@ -382,6 +407,14 @@ class RosettaTrainer(Trainer):
             **kwargs,
         )
 
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self._stream_loader is not None:
+            self._position_file(output_dir).write_text(json.dumps(self._stream_loader.state_dict()))
+
+    def _position_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"data_position_{self.args.process_index}.json"
+
     def _check_sharding(self):
         if self.is_fsdp_enabled:
             if (version := self.accelerator.state.fsdp_plugin.fsdp_version) != 2:
@@ -391,6 +424,14 @@ class RosettaTrainer(Trainer):
                 f"FSDP was asked for, but accelerate does not shard on {self.args.device.type!r} devices; it would "
                 "replicate the model instead. Leave FSDP out there."
             )
+
+    def _skipped_records(self) -> dict[str, int]:
+        """Numbers of records that all ranks have skipped since the start of the run."""
+        kinds = [(task, reason) for task in TASKS for reason in REASONS]
+        numbers = torch.tensor([self._stream_loader.skipped[kind] for kind in kinds], device=self.args.device)
+        numbers = self.accelerator.reduce(numbers, reduction="sum").tolist()
+        named = {f"skipped_{task}_{reason}": n for (task, reason), n in zip(kinds, numbers, strict=True) if n}
+        return {"skipped_records": sum(numbers), **named}
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.
