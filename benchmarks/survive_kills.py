@@ -19,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
@@ -64,7 +66,7 @@ CONFIG = {
 
 
 def write_data(folder: Path):
-    """Texts, questions about images, and a few lines that cannot be read."""
+    """Texts, questions about images, latents of images to draw, and a few lines that cannot be read."""
     (folder / "images").mkdir(parents=True)
     texts = [json.dumps({"text": f"This is text {i}. " + "It goes on. " * (i % 7)}) for i in range(300)]
     questions = []
@@ -74,6 +76,13 @@ def write_data(folder: Path):
         questions.append(json.dumps({"image": f"images/{i}.png", "conversations": turns}))
     for name, lines in (("texts", texts), ("questions", questions)):
         (folder / f"{name}.jsonl").write_text("\n".join([*lines, *["{"] * 5]) + "\n")
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(CONFIG["latent_channels"], 4, 4, generator=generator) for _ in range(60)]
+    drawings = {
+        "caption": [f"Draw number {i}." for i in range(60)],
+        "latents": [safetensors.torch.save({"latents": image}) for image in latents],
+    }
+    Dataset.from_dict(drawings).to_parquet(folder / "drawings.parquet")
 
 
 def train(data: Path, output_dir: Path, steps: int):
@@ -90,8 +99,9 @@ def train(data: Path, output_dir: Path, steps: int):
     )
     model = train_backbone(RosettaForCausalLMAndImageGeneration(config))
     sources = [
-        DataSource("lm", str(data / "texts.jsonl"), weight=0.6, streaming=True),
-        DataSource("mmu", str(data / "questions.jsonl"), weight=0.4),
+        DataSource("lm", str(data / "texts.jsonl"), weight=0.4, streaming=True),
+        DataSource("mmu", str(data / "questions.jsonl"), weight=0.3),
+        DataSource("t2i", str(data / "drawings.parquet"), weight=0.3),
     ]
     arguments = RosettaTrainingArguments(
         str(output_dir),
@@ -100,6 +110,7 @@ def train(data: Path, output_dir: Path, steps: int):
         gradient_accumulation_steps=2,
         dataloader_num_workers=2,
         learning_rate=3e-3,
+        generation_learning_rate=1e-2,
         lr_scheduler_type="cosine",
         shield_steps=steps // 3,
         ema_decay=0.9,
