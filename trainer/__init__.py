@@ -1,5 +1,6 @@
 """Training of Rosetta: the Trainer, its optimizer and its data."""
 
+from .data import DataSource, RosettaDataStream
 from .data_collator import RosettaDataCollator
 from .flow_matching import flow_matching_targets, sample_timesteps
 from .freezing import train_backbone, train_projectors, train_token_types
@@ -11,8 +12,10 @@ from .training_record import load_training_record, save_training_record, trainin
 
 
 __all__ = [
+    "DataSource",
     "MAOPAdamW",
     "RosettaDataCollator",
+    "RosettaDataStream",
     "RosettaTrainer",
     "RosettaTrainingArguments",
     "diff_lr_groups",

@@ -39,12 +39,13 @@ class RosettaDataCollator:
                 f"got {self.max_length}."
             )
 
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: list[dict] | list[list[dict]]) -> dict[str, torch.Tensor]:
         """
         Args:
             samples (`list[dict]`): N samples with `input_ids`, `token_type_ids`, `labels` `(S_n,)`, lists or tensors,
                 and, for their images in token order, `pixel_values` and `image_grid_thw`, `latents` `(L_n, C)` and
-                `latent_grid_hw` `(I_n, 2)`; features under `feature_keys`, `(L_n, C)`.
+                `latent_grid_hw` `(I_n, 2)`; features under `feature_keys`, `(L_n, C)`. Or lists of samples, each a
+                row that is packed already.
 
         Returns:
             `dict[str, torch.Tensor]`: the same keys, rows as `(B, S)` and images concatenated in the order of their
@@ -56,10 +57,16 @@ class RosettaDataCollator:
             ValueError: if there are no samples, or one is longer than `max_length`, lacks a key, has an unknown one or
                 entries that do not fit together.
         """
+        are_rows = bool(samples) and isinstance(samples[0], list)
+        if are_rows:
+            numbers = iter(range(sum(map(len, samples))))
+            rows = [[next(numbers) for _ in row] for row in samples]
+            samples = [sample for row in samples for sample in row]
         samples = [{key: torch.as_tensor(value) for key, value in sample.items()} for sample in samples]
         self._check(samples)
         lengths = [len(sample["input_ids"]) for sample in samples]
-        rows = first_fit(lengths, self.max_length) if self.packed else [[i] for i in range(len(samples))]
+        if not are_rows:
+            rows = first_fit(lengths, self.max_length) if self.packed else [[i] for i in range(len(samples))]
 
         order = [i for row in rows for i in row]
         places = _places([[lengths[i] for i in row] for row in rows])
@@ -78,7 +85,7 @@ class RosettaDataCollator:
             "attention_mask": fill([torch.ones(lengths[i]) for i in order], 0),
             "labels": fill([_without_first(samples[i]["labels"]) for i in order], -100),
         }
-        if self.packed:
+        if self.packed or are_rows:
             batch["sequence_ids"] = fill([torch.full((lengths[i],), i) for i in order], -1)
         for key in (*(key for pair in IMAGE_KEYS for key in pair), *self.feature_keys):
             if images := [samples[i][key] for i in order if key in samples[i]]:

@@ -1,5 +1,6 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import Trainer
 from modeling_rosetta import RosettaPipeline
 from modeling_rosetta.positions_rosetta import clip_index
 
+from .data import REASONS, TASKS, RosettaDataStream, StreamLoader
 from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
@@ -59,6 +61,9 @@ class RosettaTrainer(Trainer):
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         self._noise = torch.Generator(device=args.device)
+        self._stream_loader = None
+        if isinstance(self.train_dataset, RosettaDataStream):
+            args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
         self._training_figures = self._new_figures()
         self._evaluation_figures = self._new_figures()
 
@@ -80,6 +85,22 @@ class RosettaTrainer(Trainer):
             )
             self.optimizer = MAOPAdamW(groups, maop_granularity=self.args.maop_granularity, **adamw_kwargs)
         return self.optimizer
+
+    def get_train_dataloader(self):
+        """Of a [`RosettaDataStream`], which every rank and worker reads its own part of, a [`StreamLoader`]; of other
+        data sets transformers'."""
+        if not isinstance(self.train_dataset, RosettaDataStream):
+            return super().get_train_dataloader()
+        self._stream_loader = StreamLoader(
+            self.train_dataset,
+            self.data_collator,
+            batch_size=self._train_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self._stream_loader
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Saves the model so that `from_pretrained` loads it. A sharded model is gathered first, on all ranks; only
@@ -172,6 +193,8 @@ class RosettaTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of a training interval, not of an evaluation or the end
             logs.update(self._training_figures.read(self.accelerator))
+            if self._stream_loader is not None:
+                logs.update(self._skipped_records())
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
             if isinstance(optimizer, MAOPAdamW):  # and not one that the user brought
@@ -244,9 +267,20 @@ class RosettaTrainer(Trainer):
             **kwargs,
         )
 
-    def _prepare_for_training(self, *args, **kwargs):
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         with routers_in_fp32():
-            return super()._prepare_for_training(*args, **kwargs)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and self._stream_loader is not None:
+            self._stream_loader.load_state_dict(json.loads(self._position_file(resume_from_checkpoint).read_text()))
+        return prepared
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self._stream_loader is not None:
+            self._position_file(output_dir).write_text(json.dumps(self._stream_loader.state_dict()))
+
+    def _position_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"data_position_{self.args.process_index}.json"
 
     def _check_sharding(self):
         if self.is_fsdp_enabled:
@@ -257,6 +291,14 @@ class RosettaTrainer(Trainer):
                 f"FSDP was asked for, but accelerate does not shard on {self.args.device.type!r} devices; it would "
                 "replicate the model instead. Leave FSDP out there."
             )
+
+    def _skipped_records(self) -> dict[str, int]:
+        """Numbers of records that all ranks have skipped since the start of the run."""
+        kinds = [(task, reason) for task in TASKS for reason in REASONS]
+        numbers = torch.tensor([self._stream_loader.skipped[kind] for kind in kinds], device=self.args.device)
+        numbers = self.accelerator.reduce(numbers, reduction="sum").tolist()
+        named = {f"skipped_{task}_{reason}": n for (task, reason), n in zip(kinds, numbers, strict=True) if n}
+        return {"skipped_records": sum(numbers), **named}
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.

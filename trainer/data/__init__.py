@@ -1,0 +1,9 @@
+"""Data of a stage: sources of records, mixed, packed and read from an exact position."""
+
+from .bad_records import REASONS, BadRecord
+from .loader import StreamLoader
+from .source import TASKS, DataSource
+from .stream import RosettaDataStream
+
+
+__all__ = ["REASONS", "TASKS", "BadRecord", "DataSource", "RosettaDataStream", "StreamLoader"]

@@ -1,0 +1,81 @@
+"""Batches of a stream, made by workers, with an exact position in the stream."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from torch.utils.data import DataLoader
+
+from .stream import RosettaDataStream, Row
+
+
+class StreamLoader(DataLoader):
+    """
+    Batches of the rows of a [`RosettaDataStream`]. Its state is that after the batches which were taken out of it;
+    what workers have made in advance does not count.
+
+    Args:
+        stream (`RosettaDataStream`)
+        collator (`Callable`): makes a batch of a list of rows, each a list of samples.
+        kwargs: as for [`torch.utils.data.DataLoader`].
+
+    Attributes:
+        skipped (`Counter`): numbers of records that were skipped for these batches, by (task, reason).
+    """
+
+    def __init__(self, stream: RosettaDataStream, collator: Callable[[list[list[dict]]], dict], **kwargs):
+        super().__init__(stream, collate_fn=_RowCollator(collator), **kwargs)
+        self.skipped = Counter()
+        self._positions = [None] * max(1, self.num_workers)
+        self._next_worker = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self.dataset.start_from(self._positions, self._next_worker)
+        for batch, worker, position, skipped in super().__iter__():
+            self._positions[worker] = position
+            self._next_worker = (worker + 1) % len(self._positions)
+            self.skipped += skipped
+            yield batch
+
+    def state_dict(self) -> dict:
+        """The position of all workers of this rank, as JSON."""
+        return {
+            **self._layout(),
+            "positions": self._positions,
+            "next_worker": self._next_worker,
+            "skipped": [[*key, number] for key, number in self.skipped.items()],
+        }
+
+    def load_state_dict(self, state: dict):
+        """
+        Raises:
+            ValueError: if the state is of other sources, or of other numbers of ranks or workers.
+        """
+        for name, now in self._layout().items():
+            if state[name] != now:
+                raise ValueError(
+                    f"The data cannot go on where it was: `{name}` must be what it was, {state[name]!r}, got {now!r}."
+                )
+        self._positions, self._next_worker = state["positions"], state["next_worker"]
+        self.skipped = Counter({(task, reason): number for task, reason, number in state["skipped"]})
+
+    def _layout(self) -> dict:
+        stream = self.dataset
+        return {
+            "sources": [str(source) for source in stream.sources],
+            "seed": stream.seed,
+            "max_length": stream.max_length,
+            "num_ranks": stream.num_ranks,
+            "dataloader_num_workers": self.num_workers,
+        }
+
+
+class _RowCollator:
+    def __init__(self, collator: Callable):
+        self.collator = collator
+
+    def __call__(self, rows: list[Row]) -> tuple[dict, int, dict, Counter]:
+        batch = self.collator([row.samples for row in rows])
+        return batch, rows[-1].worker, rows[-1].position, sum((row.skipped for row in rows), Counter())
+
+
+__all__ = ["StreamLoader"]
