@@ -61,7 +61,7 @@ def main(arguments: list[str]):
         train_dataset=stream,
         data_collator=RosettaDataCollator(processor.tokenizer.pad_token_id, stage.max_length),
         processing_class=processor,
-        **({} if vae is None else {"vae": vae}),
+        vae=vae,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_repository_of(trainer, output_dir / "model", vae, stage.stage, shares(sources))

@@ -148,8 +148,8 @@ def accumulation_steps(stage: StageArguments, training: RosettaTrainingArguments
     rows, processes = training.per_device_train_batch_size, training.world_size
     if processes != (started := int(os.environ.get("WORLD_SIZE", 1))):
         raise ValueError(
-            f"{started} processes were started, but accelerate takes each for one of {processes}. Several on a CPU need "
-            "`--use_cpu`."
+            f"{started} processes were started, but accelerate takes each for one of {processes}. On a CPU, several "
+            "need `--use_cpu`."
         )
     if stage.global_batch_size % (rows * processes):
         raise ValueError(

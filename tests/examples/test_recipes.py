@@ -1,10 +1,11 @@
 """The recipes are the paper's Table 3, and what is wrong with a recipe is said before anything is loaded."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from trainer.recipe import read_recipe
+from trainer.recipe import accumulation_steps, read_recipe
 
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -68,8 +69,14 @@ def test_a_miniature_differs_in_sizes_only(name):
 
 @pytest.mark.parametrize(("rows", "processes", "expected"), [(1, 1, 256), (2, 1, 128), (2, 64, 2)])
 def test_the_global_batch_is_the_same_on_any_number_of_processes(rows, processes, expected, monkeypatch):
-    monkeypatch.setattr("trainer.training_arguments.RosettaTrainingArguments.world_size", processes)
-    assert read("1_lm", f"--per_device_train_batch_size={rows}")[2].gradient_accumulation_steps == expected
+    stage, _, _ = read("1_lm")
+    training = SimpleNamespace(per_device_train_batch_size=rows, world_size=processes, gradient_accumulation_steps=1)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert accumulation_steps(stage, training) == expected
+    training.world_size = 1
+    if processes > 1:  # they would all write to the same folder
+        with pytest.raises(ValueError, match="64 processes were started, but accelerate takes each for one of 1"):
+            accumulation_steps(stage, training)
 
 
 def test_the_global_batch_must_divide():
