@@ -33,8 +33,8 @@ def collate():
 def trainer_of(tmp_path):
     """A [`RosettaTrainer`] on the CPU that is quiet and goes through the records in order."""
 
-    def build(model, train_dataset=None, eval_dataset=None, callbacks=None, output_dir=tmp_path, **arguments):
-        return tiny_training.tiny_trainer(model, output_dir, train_dataset, eval_dataset, callbacks, **arguments)
+    def build(model, train_dataset=None, eval_dataset=None, output_dir=tmp_path, **arguments):
+        return tiny_training.tiny_trainer(model, output_dir, train_dataset, eval_dataset, **arguments)
 
     return build
 

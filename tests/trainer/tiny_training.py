@@ -79,7 +79,7 @@ def collate(records: list[dict]) -> dict:
 
 
 def tiny_trainer(
-    model, output_dir, train_dataset=None, eval_dataset=None, callbacks=None, **arguments
+    model, output_dir, train_dataset=None, eval_dataset=None, callbacks=None, data_collator=collate, **arguments
 ) -> RosettaTrainer:
     """On the CPU, quiet, going through the records in order."""
     arguments = {
@@ -99,7 +99,7 @@ def tiny_trainer(
         RosettaTrainingArguments(str(output_dir), **arguments),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=collate,
+        data_collator=data_collator,
         callbacks=callbacks,
     )
     for callback in (PrinterCallback, ProgressCallback):
