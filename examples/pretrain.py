@@ -34,6 +34,10 @@ def main(arguments: list[str]):
     try:
         stage, sources, training = read_recipe(arguments)
         missing = missing_token_types(stage, {source.task for source in sources})
+        # Opened now, so that data that are not there are missed before a model is made; read with its processor.
+        stream = RosettaDataStream(
+            sources, None, stage.max_length, training.seed, stage.prompt_dropout, stage.max_skipped_share
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     output_dir, start = Path(training.output_dir), stage.model
@@ -46,20 +50,21 @@ def main(arguments: list[str]):
         if PartialState().is_main_process and not (checkpoint and start.is_dir()):
             write_starting_point(start, stage, missing)
         PartialState().wait_for_everyone()
-    processor = RosettaProcessor.from_pretrained(start, trust_remote_code=True)
-    limits = {} if stage.max_skipped_share is None else {"max_skipped_share": stage.max_skipped_share}
-    stream = RosettaDataStream(
-        sources, processor, stage.max_length, seed=training.seed, prompt_dropout=stage.prompt_dropout, **limits
+    stream.processor = processor = RosettaProcessor.from_pretrained(start, trust_remote_code=True)
+    # Flex attention never holds the mask of a row, but trains on a GPU only.
+    attention = {"": "flex_attention" if training.device.type == "cuda" else "sdpa", "vision_config": "sdpa"}
+    model = RosettaForCausalLMAndImageGeneration.from_pretrained(
+        start, dtype=torch.float32, attn_implementation=attention
     )
-    model = RosettaForCausalLMAndImageGeneration.from_pretrained(start, dtype=torch.float32)
     (train_projectors if stage.train == "projectors" else train_backbone)(model)
     vae = None if stage.vae is None else AutoencoderKLFlux2.from_pretrained(stage.vae, subfolder="vae")
 
+    pad, length = processor.tokenizer.pad_token_id, stage.max_length
     trainer = RosettaTrainer(
         model,
         training,
         train_dataset=stream,
-        data_collator=RosettaDataCollator(processor.tokenizer.pad_token_id, stage.max_length),
+        data_collator=RosettaDataCollator(pad, length, pad_to_multiple_of=length),  # one shape, compiled once
         processing_class=processor,
         vae=vae,
     )

@@ -72,8 +72,8 @@ class StageArguments:
     prompt_dropout: float = field(
         default=0.1, metadata={"help": "Share of the drawings that are learnt without a prompt, for guidance."}
     )
-    max_skipped_share: float | None = field(
-        default=None, metadata={"help": "Share of damaged records past which the run stops. Default: the stream's."}
+    max_skipped_share: float = field(
+        default=0.01, metadata={"help": "Share of a source's records that may be damaged before the run stops."}
     )
 
     def __post_init__(self):

@@ -38,9 +38,9 @@ def missing_token_types(stage, tasks: set[str]) -> list[str]:
     Raises:
         ValueError: if the model is neither a dense Qwen3 nor a Rosetta, is of another architecture, or what a missing
             type is made of is missing too.
-        OSError: if there is no such model.
+        OSError: if there is no such model, vision tower or VAE.
     """
-    fields, _ = PreTrainedConfig.get_config_dict(stage.model)
+    fields = _configuration("model", stage.model)
     kind = fields.get("model_type")
     if kind not in ("qwen3", "rosetta"):
         raise ValueError(f"`model` must be a dense Qwen3 or a Rosetta, '{stage.model}' is of type '{kind}'.")
@@ -63,6 +63,10 @@ def missing_token_types(stage, tasks: set[str]) -> list[str]:
         raise ValueError("`vae` must be given: `data` has images to draw.")
     if stage.train == "projectors" and "vit" not in {*present, *missing}:
         raise ValueError(f"`train` is 'projectors', but '{stage.model}' has no ViT, and `data` ask for none.")
+    if "vit" in missing:
+        _configuration("vision_tower", stage.vision_tower)
+    if "vae" in needed:
+        _configuration("vae", stage.vae, subfolder="vae")
     return missing
 
 
@@ -110,6 +114,14 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
     write_repository(folder, model, processor)
     if stages := load_training_record(stage.model):
         save_training_record(folder, stages)
+
+
+def _configuration(argument: str, name_or_path: str, **kwargs) -> dict:
+    """The fields of a config.json; its absence is an error that names the argument, as the libraries' does not."""
+    try:
+        return PreTrainedConfig.get_config_dict(name_or_path, **kwargs)[0]
+    except OSError as error:
+        raise OSError(f"`{argument}`: '{name_or_path}' has no configuration that can be read. {error}") from error
 
 
 def _text_processor(tokenizer) -> RosettaProcessor:

@@ -121,11 +121,15 @@ def test_errors_before_anything_is_loaded(tasks, changes, message, parts, reads)
         missing_token_types(_stage(parts, model=reads, **changes), tasks)
 
 
-def test_a_model_must_be_there_and_of_a_known_kind(parts, tmp_path):
+def test_a_model_must_be_of_a_known_kind(parts):
     with pytest.raises(ValueError, match="must be a dense Qwen3 or a Rosetta, '.*vision_tower' is of type"):
         missing_token_types(_stage(parts, model=str(parts / "vision_tower")), {"lm"})
-    with pytest.raises(OSError, match="nowhere"):
-        missing_token_types(_stage(parts, model=str(tmp_path / "nowhere")), {"lm"})
+
+
+@pytest.mark.parametrize("argument", ["model", "vision_tower", "vae"])
+def test_all_parts_must_be_there(argument, parts, tmp_path):
+    with pytest.raises(OSError, match=f"`{argument}`: '{tmp_path}' has no configuration"):
+        missing_token_types(_stage(parts, **{argument: str(tmp_path)}), TASKS[-1])
 
 
 def test_an_interrupted_writing_leaves_nothing(parts, tmp_path, monkeypatch):
