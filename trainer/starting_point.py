@@ -1,12 +1,14 @@
 """What a stage of pretraining starts from: an upcycled model or the last stage's, with what its data need mounted."""
 
+import json
 import math
 import os
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLFlux2
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import cached_file
 
 from modeling_rosetta import (
     RosettaConfig,
@@ -99,7 +101,7 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
             parts = {"vision_tower": load_vision_tower(stage.vision_tower, model.config.hidden_size)}
             changes["image_processor"] = _image_processor(stage)
         else:
-            vae = AutoencoderKLFlux2.load_config(stage.vae, subfolder="vae")
+            vae = _configuration("vae", stage.vae, subfolder="vae")
             parts = {
                 "latent_channels": vae["latent_channels"] * math.prod(vae["patch_size"]),
                 "latent_hidden_size": model.config.hidden_size,
@@ -116,12 +118,15 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
         save_training_record(folder, stages)
 
 
-def _configuration(argument: str, name_or_path: str, **kwargs) -> dict:
+def _configuration(argument: str, name_or_path: str, subfolder: str = "") -> dict:
     """The fields of a config.json; its absence is an error that names the argument, as the libraries' does not."""
     try:
-        return PreTrainedConfig.get_config_dict(name_or_path, **kwargs)[0]
+        file = cached_file(name_or_path, "config.json", subfolder=subfolder)
     except OSError as error:
-        raise OSError(f"`{argument}`: '{name_or_path}' has no configuration that can be read. {error}") from error
+        raise OSError(f"`{argument}`: '{name_or_path}' cannot be read. {error}") from error
+    if file is None:
+        raise OSError(f"`{argument}`: there is no {Path(subfolder, 'config.json')} in '{name_or_path}'.")
+    return json.loads(Path(file).read_text())
 
 
 def _text_processor(tokenizer) -> RosettaProcessor:

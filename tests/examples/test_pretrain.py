@@ -111,7 +111,7 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(here):
         ("3_mmu", ["--model=outputs/miniature/inputs/dense"], "`vision_tower` must be given"),
         ("4_t2i", ["--model=outputs/miniature/inputs/dense"], "`vision_tower` must be given"),
         ("1_lm", ["--model=outputs/miniature/inputs/vision_tower"], "must be a dense Qwen3 or a Rosetta"),
-        ("1_lm", ["--model=nowhere"], "`model`: 'nowhere' has no configuration"),
+        ("1_lm", ["--model=nowhere"], "`model`: 'nowhere' cannot be read"),
         ("1_lm", ["--per_device_train_batch_size=3"], "`global_batch_size` must be a multiple"),
     ],
 )

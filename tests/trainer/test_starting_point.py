@@ -128,8 +128,10 @@ def test_a_model_must_be_of_a_known_kind(parts):
 
 @pytest.mark.parametrize("argument", ["model", "vision_tower", "vae"])
 def test_all_parts_must_be_there(argument, parts, tmp_path):
-    with pytest.raises(OSError, match=f"`{argument}`: '{tmp_path}' has no configuration"):
+    with pytest.raises(OSError, match=f"`{argument}`: there is no .*config.json in '{tmp_path}'"):
         missing_token_types(_stage(parts, **{argument: str(tmp_path)}), TASKS[-1])
+    with pytest.raises(OSError, match=f"`{argument}`: 'nowhere' cannot be read"):
+        missing_token_types(_stage(parts, **{argument: "nowhere"}), TASKS[-1])
 
 
 def test_an_interrupted_writing_leaves_nothing(parts, tmp_path, monkeypatch):
