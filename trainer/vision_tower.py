@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
@@ -14,6 +13,7 @@ from transformers.utils import cached_file
 
 
 PREFIXES = ("model.visual.", "visual.", "")  # in a Qwen3-VL, in older ones, and in a ViT on its own
+PROJECTORS = ("linear_fc2.weight", "linear_fc2.bias")
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,13 +39,9 @@ def load_vision_tower(name_or_path: str | os.PathLike, out_hidden_size: int) -> 
     tower = Qwen3VLVisionModel._from_config(config, dtype=torch.float32)
     state = tower.state_dict()
     weights = _read(name_or_path, state)
-    for merger in ("merger", *(f"deepstack_merger_list.{i}" for i in range(len(tower.deepstack_merger_list)))):
-        name = f"{merger}.linear_fc2"
-        if f"{name}.weight" in weights and weights[f"{name}.weight"].shape != state[f"{name}.weight"].shape:
-            projector = tower.get_submodule(name)
-            nn.init.normal_(projector.weight, std=config.initializer_range)
-            nn.init.zeros_(projector.bias)
-            weights |= {f"{name}.{kind}": value for kind, value in projector.state_dict().items()}
+    for name in state.keys() & weights.keys():
+        if "merger" in name and name.endswith(PROJECTORS) and weights[name].shape != state[name].shape:
+            weights[name] = state[name]  # as it was initialised
     if missing := sorted(state.keys() - weights.keys()):
         raise ValueError(
             f"`name_or_path`: the weights in '{name_or_path}' lack {len(missing)} of the ViT, the first is "
@@ -56,7 +52,7 @@ def load_vision_tower(name_or_path: str | os.PathLike, out_hidden_size: int) -> 
 
 
 def _read(name_or_path: str | os.PathLike, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a ViT that are named in `state`, in fp32."""
+    """The weights of a ViT that are named in `state`."""
     names = {prefix + name: name for prefix in PREFIXES for name in state}
     index = cached_file(
         name_or_path, INDEX, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -68,7 +64,7 @@ def _read(name_or_path: str | os.PathLike, state: dict[str, torch.Tensor]) -> di
     weights = {}
     for file in files:
         with safe_open(cached_file(name_or_path, file), framework="pt") as opened:
-            weights |= {names[key]: opened.get_tensor(key).float() for key in opened.keys() if key in names}
+            weights |= {names[key]: opened.get_tensor(key) for key in opened.keys() if key in names}
     return weights
 
 
