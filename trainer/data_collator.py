@@ -1,13 +1,17 @@
 """From samples to a batch: one sample a row, or several packed into each."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+from .packing import FirstFit
 
 
 ROW_KEYS = ("input_ids", "token_type_ids", "labels")
 # The entries of each pair come together: one line of the second for each image of the first.
 IMAGE_KEYS = (("pixel_values", "image_grid_thw"), ("latents", "latent_grid_hw"))
+PIXELS = "latent_pixels"  # in place of latents, all pixels of an image for one of its grid
 
 
 @dataclass
@@ -44,8 +48,8 @@ class RosettaDataCollator:
         Args:
             samples (`list[dict]`): N samples with `input_ids`, `token_type_ids`, `labels` `(S_n,)`, lists or tensors,
                 and, for their images in token order, `pixel_values` and `image_grid_thw`, `latents` `(L_n, C)` and
-                `latent_grid_hw` `(I_n, 2)`; features under `feature_keys`, `(L_n, C)`. Or lists of samples, each a
-                row that is packed already.
+                `latent_grid_hw` `(I_n, 2)`, or in place of `latents` `latent_pixels` `(P_n, 3)`; features under
+                `feature_keys`, `(L_n, C)`. Or lists of samples, each a row that is packed already.
 
         Returns:
             `dict[str, torch.Tensor]`: the same keys, rows as `(B, S)` and images concatenated in the order of their
@@ -55,7 +59,7 @@ class RosettaDataCollator:
 
         Raises:
             ValueError: if there are no samples, or one is longer than `max_length`, lacks a key, has an unknown one or
-                entries that do not fit together.
+                entries that do not fit together, or some have `latents` and others `latent_pixels`.
         """
         are_rows = bool(samples) and isinstance(samples[0], list)
         if are_rows:
@@ -66,7 +70,7 @@ class RosettaDataCollator:
         self._check(samples)
         lengths = [len(sample["input_ids"]) for sample in samples]
         if not are_rows:
-            rows = first_fit(lengths, self.max_length) if self.packed else [[i] for i in range(len(samples))]
+            rows = self._packed(lengths) if self.packed else [[i] for i in range(len(samples))]
 
         order = [i for row in rows for i in row]
         places = _places([[lengths[i] for i in row] for row in rows])
@@ -87,15 +91,24 @@ class RosettaDataCollator:
         }
         if self.packed or are_rows:
             batch["sequence_ids"] = fill([torch.full((lengths[i],), i) for i in order], -1)
-        for key in (*(key for pair in IMAGE_KEYS for key in pair), *self.feature_keys):
+        for key in (*(key for pair in IMAGE_KEYS for key in pair), PIXELS, *self.feature_keys):
             if images := [samples[i][key] for i in order if key in samples[i]]:
                 batch[key] = torch.cat(images)
         return batch
 
+    def _packed(self, lengths: list[int]) -> list[list[int]]:
+        packer = FirstFit(self.max_length)
+        for i, length in enumerate(lengths):
+            packer.add(i, length)
+        return packer.rows
+
     def _check(self, samples: list[dict[str, torch.Tensor]]):
         if not samples:
             raise ValueError("`samples` is empty.")
-        known = {*ROW_KEYS, *(key for pair in IMAGE_KEYS for key in pair), *self.feature_keys}
+        known = {*ROW_KEYS, *(key for pair in IMAGE_KEYS for key in pair), PIXELS, *self.feature_keys}
+        sources = {key for sample in samples for key in ("latents", PIXELS) if key in sample}
+        if len(sources) > 1:
+            raise ValueError(f"`samples` must have all `latents` or all `{PIXELS}`, got both.")
         for i, sample in enumerate(samples):
             if missing := [key for key in ROW_KEYS if key not in sample]:
                 raise ValueError(f"`samples`: sample {i} lacks {missing}.")
@@ -108,26 +121,17 @@ class RosettaDataCollator:
             if self.max_length is not None and length > self.max_length:
                 raise ValueError(f"`samples`: sample {i} has {length} tokens, `max_length` is {self.max_length}.")
             for values, grids in IMAGE_KEYS:
+                values = PIXELS if values == "latents" and PIXELS in sample else values
                 if (values in sample) != (grids in sample):
                     raise ValueError(f"`samples`: sample {i} must have `{values}` and `{grids}`, or neither.")
-                if values in sample and len(sample[values]) != sample[grids].prod(-1).sum():
+                if values not in sample:
+                    continue
+                entries, places = len(sample[values]), int(sample[grids].prod(-1).sum())
+                side = math.isqrt(entries // max(1, places)) if values == PIXELS else 1
+                if entries != places * max(1, side) ** 2:
                     raise ValueError(
-                        f"`samples`: `{values}` of sample {i} has {len(sample[values])} entries, but `{grids}` "
-                        f"makes {int(sample[grids].prod(-1).sum())}."
+                        f"`samples`: `{values}` of sample {i} has {entries} entries, but `{grids}` makes {places}."
                     )
-
-
-def first_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Rows of indices into `lengths`: each goes, in order, to the first row where it does not exceed `room`."""
-    rows, free = [], []
-    for i, length in enumerate(lengths):
-        row = next((r for r, left in enumerate(free) if length <= left), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(room)
-        rows[row].append(i)
-        free[row] -= length
-    return rows
 
 
 def _places(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

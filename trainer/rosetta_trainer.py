@@ -13,6 +13,7 @@ from modeling_rosetta import RosettaPipeline
 from modeling_rosetta.positions_rosetta import clip_index
 
 from .data import REASONS, TASKS, RosettaDataStream, StreamLoader
+from .data.drawing import encode_pixels
 from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
 from .param_groups import diff_lr_groups
@@ -39,13 +40,15 @@ class RosettaTrainer(Trainer):
 
     Args:
         args ([`RosettaTrainingArguments`])
+        vae (`AutoencoderKLFlux2`, *optional*): makes the latents of batches that bring pixels in their place. It is
+            frozen, and no part of the model.
         kwargs: As for [`~transformers.Trainer`], without `compute_metrics` and `compute_loss_func`.
 
     Raises:
         ValueError: if `args` is of another class, for the arguments left out, and under `torch.nn.DataParallel`.
     """
 
-    def __init__(self, model=None, args: RosettaTrainingArguments | None = None, **kwargs):
+    def __init__(self, model=None, args: RosettaTrainingArguments | None = None, vae=None, **kwargs):
         if not isinstance(args, RosettaTrainingArguments):
             raise ValueError(f"`args` must be RosettaTrainingArguments, got {type(args).__name__}.")
         for name in ("compute_metrics", "compute_loss_func"):
@@ -60,6 +63,7 @@ class RosettaTrainer(Trainer):
         self._check_sharding()
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
+        self.vae = None if vae is None else vae.to(args.device).eval().requires_grad_(False)
         self._noise = torch.Generator(device=args.device)
         self._stream_loader = None
         if isinstance(self.train_dataset, RosettaDataStream):
@@ -148,8 +152,9 @@ class RosettaTrainer(Trainer):
                 global batch. By default the loss is that of `inputs` on their own.
 
         Raises:
-            ValueError: if there is nothing to predict in `inputs`.
+            ValueError: if there is nothing to predict in `inputs`, or pixels come without a VAE.
         """
+        inputs = self._with_latents(inputs)
         targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
@@ -225,7 +230,7 @@ class RosettaTrainer(Trainer):
             token (`str`, *optional*): by default `args.hub_token`, or the one that is logged in.
             revision (`str`, *optional*): the branch; by default `args.hub_revision`, or `"main"`.
             private (`bool`, *optional*): whether a new repository is; by default `args.hub_private_repo`.
-            vae (`AutoencoderKLFlux2`, *optional*): needed if the model draws.
+            vae (`AutoencoderKLFlux2`, *optional*): needed if the model draws; by default the trainer's.
             stage, data (`str`, *optional*): as for [`training_record`].
             kwargs: as for [`~hub_upload.push`], such as `release`, `create_pr`, `dry_run`, `license` and `language`.
 
@@ -247,6 +252,7 @@ class RosettaTrainer(Trainer):
                 "`processing_class` of the trainer must be a RosettaProcessor to be published with the model, got "
                 f"{type(self.processing_class).__name__}."
             )
+        vae = self.vae if vae is None else vae
         if vae is None and self.model.config.token_type_index("noisy_latents") is not None:
             raise ValueError("`vae` must be given: the model draws, and its repository decodes with the VAE.")
         model = unsharded_model(self.accelerator, self.model_wrapped)
@@ -303,6 +309,15 @@ class RosettaTrainer(Trainer):
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.
         return random.Random(f"{self.args.seed} {self.args.process_index} {key}").getrandbits(63)
+
+    def _with_latents(self, inputs: dict) -> dict:
+        if inputs.get("latent_pixels") is None:
+            return inputs
+        if self.vae is None:
+            raise ValueError("`vae` must be given: there are images to draw as pixels, and not as latents.")
+        inputs = dict(inputs)
+        inputs["latents"] = encode_pixels(self.vae, inputs.pop("latent_pixels"), inputs["latent_grid_hw"])
+        return inputs
 
     def _with_noise(self, inputs: dict) -> dict:
         inputs = dict(inputs)

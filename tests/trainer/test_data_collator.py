@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.data_collator import RosettaDataCollator, first_fit
+from trainer.data_collator import RosettaDataCollator
 
 
 PAD = 999
@@ -97,10 +97,6 @@ def test_tensors_and_lists_agree_and_are_left_alone():
 
 def test_text_alone_brings_no_image_keys():
     assert set(RosettaDataCollator(PAD)([sample(0, 2)])) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
-
-
-def test_first_fit_fills_earlier_rows_first():
-    assert first_fit([4, 8, 3, 9, 2, 10, 1], 10) == [[0, 2, 4, 6], [1], [3], [5]]
 
 
 @pytest.mark.parametrize(

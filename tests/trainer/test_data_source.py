@@ -42,6 +42,11 @@ def test_each_record_goes_to_one_reader(files, num_readers, streaming, tmp_path)
     assert all(part != sorted(part, key=lambda record: int(record.split()[1])) for part in parts)
 
 
+def test_readers_of_a_stream_share_out_whole_files(tmp_path):
+    records = DataSource("lm", str(write_texts(tmp_path, 20, files=3)), streaming=True).open()
+    assert sum(_reader(records, reader, 2).records.num_shards for reader in range(2)) == 3
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_epochs_differ_in_order_and_seeds_too(streaming, tmp_path):
     records = DataSource("lm", str(write_texts(tmp_path, 20)), streaming=streaming).open()

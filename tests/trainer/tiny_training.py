@@ -79,7 +79,14 @@ def collate(records: list[dict]) -> dict:
 
 
 def tiny_trainer(
-    model, output_dir, train_dataset=None, eval_dataset=None, callbacks=None, data_collator=collate, **arguments
+    model,
+    output_dir,
+    train_dataset=None,
+    eval_dataset=None,
+    callbacks=None,
+    data_collator=collate,
+    vae=None,
+    **arguments,
 ) -> RosettaTrainer:
     """On the CPU, quiet, going through the records in order."""
     arguments = {
@@ -100,6 +107,7 @@ def tiny_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=data_collator,
+        vae=vae,
         callbacks=callbacks,
     )
     for callback in (PrinterCallback, ProgressCallback):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from .bad_records import BadRecord
+from .drawing import cached_latents, drawing_sample
 from .source import DataSource
 
 
@@ -61,18 +62,27 @@ def _understanding_sample(record: dict, source: DataSource, processor) -> dict:
     return processor.training_sample(_conversation(record, source, processor, images))
 
 
-def _drawing_sample(record: dict, source: DataSource, processor) -> dict:
-    from .drawing import drawing_sample
-    from .latent_cache import cached_latents
+def captioned_image(record: dict, source: DataSource, processor) -> tuple[str, Image.Image]:
+    """
+    Caption and image of a record of the task `"t2i"`.
 
+    Raises:
+        BadRecord: if one of them cannot be used.
+    """
     caption = _text(record, source, "caption_column", processor)
-    if "latents" in record:
-        try:
-            return drawing_sample(processor, caption, latents=cached_latents(record))
-        except ValueError as error:
-            raise BadRecord("bad_latents", str(error)) from error
-    value = record[_required(record, source, "image_column")]
-    return drawing_sample(processor, caption, image=_image(value, source))
+    return caption, _image(record[_required(record, source, "image_column")], source)
+
+
+def _drawing_sample(record: dict, source: DataSource, processor) -> dict:
+    if "latents" not in record:
+        caption, image = captioned_image(record, source, processor)
+        return drawing_sample(processor, caption, image=image)
+    caption = _text(record, source, "caption_column", processor)
+    try:
+        latents = cached_latents(record)
+    except ValueError as error:
+        raise BadRecord("bad_latents", str(error)) from error
+    return drawing_sample(processor, caption, latents=latents)
 
 
 def _find(record: dict, source: DataSource, kind: str) -> str | None:

@@ -9,10 +9,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..packing import FirstFit
 from .bad_records import BadRecord, SkippedRecords
-from .packing import RowPacker
 from .records import training_sample
 from .source import DataSource, ShuffledReader, StreamReader
+
+
+NUM_OPEN_ROWS = 16  # that are filled at a time
 
 
 @dataclass
@@ -122,12 +125,12 @@ class _MixedReader:
             self._load_state(position["before"])
         before, drawn = self._state(), None
         while True:
-            packer, skipped = RowPacker(self.stream.max_length), Counter()
+            packer, skipped = FirstFit(self.stream.max_length, NUM_OPEN_ROWS), Counter()
             while True:
                 if drawn is None:
                     before_sample, drawn = self._state(), self._draw()
                 sample, skipped_before_sample = drawn
-                if not packer.add(sample):
+                if not packer.add(sample, len(sample["input_ids"])):
                     break  # it begins the next rows
                 skipped += skipped_before_sample
                 drawn = None
