@@ -102,6 +102,8 @@ class MAOPAdamW(torch.optim.AdamW):
             return {}
         *sums, steps = self._figures.tolist()
         self._figures = None
+        if steps == 0:
+            return {}
         names = ("fired_share", "cosine", "removed_share")
         return {name: value / steps for name, value in zip(names, sums, strict=True)}
 
@@ -128,7 +130,9 @@ class MAOPAdamW(torch.optim.AdamW):
             (removed_sq / gradient_sq.sum()).sqrt().nan_to_num(0.0),
             torch.ones_like(removed_sq),
         ]
-        self._figures = torch.stack(figures) + (0.0 if self._figures is None else self._figures)
+        # A gradient scaler, or whoever else sets it, has the update skipped, on the device.
+        figures = torch.stack(figures) * (1 - getattr(self, "found_inf", torch.zeros_like(removed_sq)))
+        self._figures = figures + (0.0 if self._figures is None else self._figures)
 
     def _units(self) -> list[list[tuple[Tensor, Tensor]]]:
         """(gradient, momentum) of every tensor to look at, those that are projected as one vector together."""

@@ -1,26 +1,42 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
+import contextlib
 import json
+import math
 import os
 import random
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_rosetta import RosettaPipeline
 from modeling_rosetta.positions_rosetta import clip_index
 
+from .batch_counts import count_batch
+from .checkpoints import SAVING, flush_to_disk, publish_folder, remove_unfinished, rotate_checkpoints
 from .data import REASONS, TASKS, RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
+from .flops import peak_flops, training_flops
 from .flow_matching import feature_flow_targets, flow_matching_targets
 from .maop import MAOPAdamW
-from .param_groups import diff_lr_groups
+from .nonfinite_guard import NonfiniteGuard, spread_nonfinite
+from .optimizer_state import carry_over_optimizer_state, find_optimizer_state
+from .param_groups import clean_parameter_name, diff_lr_groups
 from .running_figures import RunningFigures
 from .sharding import routers_in_fp32, unsharded_model
+from .throughput import Throughput
 from .training_arguments import RosettaTrainingArguments
 from .training_record import load_training_record, save_training_record, training_record
+from .weight_average import WeightAverage
+
+
+# Of no interest but for the share of the peak.
+UNSEEN_UNITS = ("attention_pairs", "vit_pairs")
 
 
 class RosettaTrainer(Trainer):
@@ -34,8 +50,11 @@ class RosettaTrainer(Trainer):
       and the rank only, so that a resumed run draws what the uninterrupted one would have;
     - divides the text loss by the text targets and the flow loss by the drawn images of the *global* batch, over
       micro-batches and ranks;
-    - logs each loss and each pool's capacity rate as means over the logging interval, the counts behind them, each
-      parameter group's learning rate, and the figures of MAOP;
+    - logs each loss and each pool's capacity rate as means over the logging interval, the counts behind them, tokens
+      and samples of each type, each parameter group's learning rate, the figures of MAOP, tokens a second and the time
+      left, and on known GPUs the share of their peak that is used ([`training_flops`]);
+    - skips and counts steps that are not finite ([`NonfiniteGuard`]);
+    - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
     - evaluates with the same noise each time, and reports each loss on its own as well.
 
     Args:
@@ -68,6 +87,13 @@ class RosettaTrainer(Trainer):
         self._stream_loader = None
         if isinstance(self.train_dataset, RosettaDataStream):
             args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
+        self._is_saving = False
+        self._guard = NonfiniteGuard(args.max_nonfinite_steps, args.device)
+        self._average = None if args.ema_decay is None else WeightAverage(args.ema_decay)
+        if self._average is not None:
+            self.add_callback(self._average)
+        if args.optimizer_state_from is not None:
+            find_optimizer_state(args.optimizer_state_from)
         self._training_figures = self._new_figures()
         self._evaluation_figures = self._new_figures()
 
@@ -106,6 +132,110 @@ class RosettaTrainer(Trainer):
         )
         return self._stream_loader
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As transformers'. Goes on from the last complete checkpoint if `resume_from_checkpoint` is `True`; see
+        [`last_complete_checkpoint`] for a script that also starts the run."""
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self._average is not None:
+            self._save_average()
+        return output
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        with routers_in_fp32():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and self._stream_loader is not None:
+            self._stream_loader.load_state_dict(json.loads(self._position_file(resume_from_checkpoint).read_text()))
+        self._guard.load(resume_from_checkpoint)
+        if self._average is not None:
+            self._average.start(self.model, resume_from_checkpoint)
+        if self.args.optimizer_state_from is not None and resume_from_checkpoint is None:
+            carry_over_optimizer_state(self._plain_optimizer, self.args.optimizer_state_from)
+        peak = peak_flops(self.args.device)
+        self._throughput = Throughput(
+            training_flops(self.model),
+            peak=None if peak is None else peak * self.accelerator.num_processes,
+            first_step=self.state.global_step,
+            last_step=max_steps,
+        )
+        return prepared
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, which accelerate wraps."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm before clipping, as one number on all ranks."""
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm), device=self.args.device)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.accelerator.scaler is None:
+            self._guard.before_step(norm, self._plain_optimizer)
+            if (self.state.global_step + 1) % self.args.max_nonfinite_steps == 0:
+                self._guard.read()
+        return norm
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, SAVING) if self._is_saving else folder
+
+    def _save_checkpoint(self, model, trial):
+        """As transformers', but the checkpoint is whole or not there at all: all ranks write into a folder that gets
+        its name in the end. Ranks must see one file system, or save on each node (`save_on_each_node`)."""
+        self._guard.read()  # a run that is lost saves no more
+        run_dir, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged = os.path.join(run_dir, SAVING, name)
+        with self._throughput.paused():
+            self._is_saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._is_saving = False
+            if self.state.best_model_checkpoint == staged:
+                self.state.best_model_checkpoint = os.path.join(run_dir, name)
+                if self.args.should_save:
+                    self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+            self.accelerator.wait_for_everyone()
+            if self.is_local_process_zero():
+                flush_to_disk(staged)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish_folder(name, run_dir)
+                best = os.path.basename(self.state.best_model_checkpoint or name)
+                rotate_checkpoints(run_dir, self.args.save_total_limit, keep=[name, best])
+            self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self._guard.save(output_dir)
+        if self._average is not None:
+            self._average.save(output_dir, self.args.should_save)
+
+    def _save_average(self):
+        """Saves the model with the averages in place of its trained weights, as `output_dir/ema`."""
+        averages = self._average.full_tensors(self.is_world_process_zero())
+        model = unsharded_model(self.accelerator, self.model_wrapped)
+        if model is not None:
+            average_of = {
+                param: averages[clean_parameter_name(name)]
+                for name, param in model.named_parameters()
+                if clean_parameter_name(name) in averages
+            }
+            state_dict = model.state_dict()
+            for name, param in model.named_parameters(remove_duplicate=False):  # tied weights under each name
+                if param in average_of:
+                    state_dict[name] = average_of[param].to(param.dtype)
+            staged = Path(self.args.output_dir, SAVING, "ema")
+            model.save_pretrained(staged, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(staged)
+            flush_to_disk(staged)
+            publish_folder("ema", self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Saves the model so that `from_pretrained` loads it. A sharded model is gathered first, on all ranks; only
         within checkpoints does it stay in shards where FSDP's `state_dict_type` says so."""
@@ -143,7 +273,9 @@ class RosettaTrainer(Trainer):
         self._learning_rates = {
             group.get("name", index): group["lr"] for index, group in enumerate(self.optimizer.param_groups)
         }
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._training_figures.add_to_mean("loss", loss * self.current_gradient_accumulation_steps)
+        return loss.nan_to_num(0.0, 0.0, 0.0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
@@ -177,6 +309,8 @@ class RosettaTrainer(Trainer):
             loss = micro_batches * (loss - balance) + balance
         figures = self._training_figures if model.training else self._evaluation_figures
         self._add_figures(figures, inputs, outputs, own_counts, counts)
+        if model.training:
+            loss = spread_nonfinite(loss)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -190,20 +324,26 @@ class RosettaTrainer(Trainer):
     ):
         """As transformers', with the losses, the capacity rates and the counts behind them among the metrics."""
         self._noise.manual_seed(self._noise_seed("evaluation"))
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        figures = self._evaluation_figures.read(self.accelerator)
+        with self._throughput.paused() if self.is_in_train else contextlib.nullcontext():
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+            figures = self._evaluation_figures.read(self.accelerator)
+        for unit in UNSEEN_UNITS:
+            del figures[unit]
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of a training interval, not of an evaluation or the end
-            logs.update(self._training_figures.read(self.accelerator))
+            figures = {"loss": math.nan, **self._training_figures.read(self.accelerator)}
+            figures |= self._throughput.read(self.state.global_step, figures)
+            logs.update({name: figure for name, figure in figures.items() if name not in UNSEEN_UNITS})
+            logs["nonfinite_steps"] = self._guard.read()
             if self._stream_loader is not None:
                 logs.update(self._skipped_records())
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            if isinstance(optimizer, MAOPAdamW):  # and not one that the user brought
-                logs.update({f"maop_{name}": figure for name, figure in optimizer.maop_figures().items()})
+            if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
+                figures = self._plain_optimizer.maop_figures()
+                logs.update({f"maop_{name}": figure for name, figure in figures.items()})
         super().log(logs, start_time)
 
     def push_to_hub(
@@ -272,13 +412,6 @@ class RosettaTrainer(Trainer):
             token=token or self.args.hub_token,
             **kwargs,
         )
-
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        with routers_in_fp32():
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if resume_from_checkpoint is not None and self._stream_loader is not None:
-            self._stream_loader.load_state_dict(json.loads(self._position_file(resume_from_checkpoint).read_text()))
-        return prepared
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
@@ -349,10 +482,13 @@ class RosettaTrainer(Trainer):
 
     def _new_figures(self) -> RunningFigures:
         capacity_rates = [f"capacity_rate_{pool}" for pool in self.model.config.pools]
-        features = list(self._generated_features)
+        features, types = list(self._generated_features), [t["name"] for t in self.model.config.token_types]
+        losses = ["loss", "text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in features)]
+        held = [f"num_{what}_{name}" for what in ("samples", "tokens") for name in types]
+        targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in features)]
         return RunningFigures(
-            means=["text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in features), *capacity_rates],
-            counts=["num_samples", "num_text_targets", "num_latent_images", *(f"num_{n}_targets" for n in features)],
+            means=[*losses, *capacity_rates],
+            counts=["num_samples", *held, *targets, *UNSEEN_UNITS],
             device=self.args.device,
         )
 
@@ -367,7 +503,14 @@ class RosettaTrainer(Trainer):
         figures.add_to_mean("aux_loss", outputs.aux_loss)
         for pool, rate in outputs.capacity_rate.items():
             figures.add_to_mean(f"capacity_rate_{pool}", rate)
-        figures.add_to_count("num_samples", _count_samples(inputs))
+        types = [t["name"] for t in self.model.config.token_types]
+        held = count_batch(inputs, len(types))
+        figures.add_to_count("num_samples", held.samples)
+        for name, tokens, samples in zip(types, held.tokens, held.samples_with, strict=True):
+            figures.add_to_count(f"num_tokens_{name}", tokens)
+            figures.add_to_count(f"num_samples_{name}", samples)
+        figures.add_to_count("attention_pairs", held.attention_pairs)
+        figures.add_to_count("vit_pairs", held.vit_pairs)
         figures.add_to_count("num_text_targets", own_counts[0])
         figures.add_to_count("num_latent_images", own_counts[1])
         for name, own_count in zip(features, own_counts[2:], strict=True):
@@ -381,14 +524,6 @@ def _count_targets(batch: dict) -> torch.Tensor:
     text = (labels[:, 1:] != -100).sum() if labels is not None else torch.tensor(0)
     images = torch.full_like(text, 0 if grids is None else len(grids))
     return torch.stack([text, images])
-
-
-def _count_samples(batch: dict) -> torch.Tensor | int:
-    sequence_ids = batch.get("sequence_ids")
-    if sequence_ids is None:
-        return len(batch["input_ids"])
-    starts = torch.diff(sequence_ids, prepend=torch.full_like(sequence_ids[:, :1], -1)) != 0
-    return (starts & (sequence_ids >= 0)).sum()
 
 
 __all__ = ["RosettaTrainer"]

@@ -23,10 +23,10 @@ class RunningFigures:
         self._numbers = torch.zeros(len(self._counts), dtype=torch.long, device=device)
 
     def add_to_mean(self, name: str, total: torch.Tensor, weight: torch.Tensor | float = 1.0):
-        """Adds `total`, a sum over values of the total weight `weight`; nothing if it is NaN."""
+        """Adds `total`, a sum over values of the total weight `weight`; nothing if it is not finite."""
         sums = self._sums[self._means[name]]
-        sums[0] += total.nan_to_num(0.0)
-        sums[1] += ~total.isnan() * weight
+        sums[0] += total.nan_to_num(0.0, 0.0, 0.0)
+        sums[1] += total.isfinite() * weight
 
     def add_to_count(self, name: str, number: torch.Tensor | int):
         """Adds `number`."""

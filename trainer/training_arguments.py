@@ -58,6 +58,34 @@ class RosettaTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Apply weight decay to norms and biases too, as the authors do."},
     )
+    optimizer_state_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of an earlier stage whose optimizer state is carried over to the parameters that live "
+            "on, by name. Default: all moments start fresh, and MAOP has nothing to protect in the first step, then "
+            "what this stage has learnt so far. Carried over, it protects what the earlier stage was learning at its "
+            "end. A resumed run goes on with its own state."
+        },
+    )
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={
+            "help": "Stop the run after so many steps in a row whose loss or gradient was not finite. Each is "
+            "skipped: weights and moments stay, data and schedule move on. Read when logging and saving and every so "
+            "many steps, in order not to wait for the device. Under `fp16` the gradient scaler skips instead."
+        },
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the trained weights, with this decay once it has warmed "
+            "up. It is in each checkpoint, and in the end a model of its own in `output_dir/ema`. Default: none."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "As transformers', which waits for the device. `loss` is of finite losses in any case."},
+    )
     logit_mean: float = field(
         default=0.0, metadata={"help": "Mean of the logit of the timesteps drawn for flow matching."}
     )
@@ -83,6 +111,10 @@ class RosettaTrainingArguments(TrainingArguments):
             raise ValueError(f"`shield_steps` must be at least 0, got {self.shield_steps}.")
         if self.maop_granularity not in GRANULARITIES:
             raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {self.maop_granularity!r}.")
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be None or in [0, 1), got {self.ema_decay}.")
         if self.logit_std <= 0:
             raise ValueError(f"`logit_std` must be above 0, got {self.logit_std}.")
         if self.optim not in ("adamw_torch", "adamw_torch_fused"):
@@ -98,6 +130,11 @@ class RosettaTrainingArguments(TrainingArguments):
                 "`trainer.push_to_hub()` after training."
             )
         super().__post_init__()
+        if self.save_total_limit == 1 and self.metric_for_best_model is not None:
+            raise ValueError(
+                "`save_total_limit` must be at least 2 with `metric_for_best_model`, got 1: the best checkpoint and "
+                "the last one are kept."
+            )
 
 
 __all__ = ["RosettaTrainingArguments"]

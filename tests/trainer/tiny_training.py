@@ -113,3 +113,13 @@ def tiny_trainer(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def training_logs(trainer) -> list[dict]:
+    """What was logged of training, without what goes by the clock."""
+    clock = ("tokens_per_second", "time_left")
+    return [
+        {name: figure for name, figure in log.items() if name not in clock}
+        for log in trainer.state.log_history
+        if "loss" in log
+    ]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import torch
 from torch.utils.data import DataLoader
 
 from .stream import RosettaDataStream, Row
@@ -23,7 +24,8 @@ class StreamLoader(DataLoader):
     """
 
     def __init__(self, stream: RosettaDataStream, collator: Callable[[list[list[dict]]], dict], **kwargs):
-        super().__init__(stream, collate_fn=_RowCollator(collator), **kwargs)
+        # A generator of its own: starting to read must not draw on the one that a checkpoint restores.
+        super().__init__(stream, collate_fn=_RowCollator(collator), generator=torch.Generator(), **kwargs)
         self.skipped = Counter()
         self._positions = [None] * max(1, self.num_workers)
         self._next_worker = 0
