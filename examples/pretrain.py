@@ -17,13 +17,13 @@ import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKLFlux2
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaProcessor  # noqa: E402
 from trainer import RosettaDataCollator, RosettaTrainer, train_backbone, train_projectors  # noqa: E402
+from trainer.checkpoints import last_complete_checkpoint  # noqa: E402
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
 from trainer.recipe import read_recipe  # noqa: E402
 from trainer.repository import save_repository_of  # noqa: E402
@@ -41,7 +41,7 @@ def main(arguments: list[str]):
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     output_dir, start = Path(training.output_dir), stage.model
-    checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    checkpoint = last_complete_checkpoint(output_dir)
     set_seed(training.seed)
 
     # What the model lacks is made once, by the main process; then all load the same weights.
