@@ -59,6 +59,8 @@ def _check(folder: Path, architecture: str, num_processes: int):
     for stage in stages:
         made = stage["hyperparameters"]["gradient_accumulation_steps"] * num_processes
         assert (stage["steps"], made) == (2, 2)
+    trained = [stage["trained_parameters"] for stage in stages]
+    assert trained[1] < 0.1 * trained[0] and trained[2] > trained[0]
     pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("draw a seven", num_inference_steps=1).images[0].size == (16, 16)
