@@ -101,7 +101,9 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(here):
     expected = _weights(here / "model")
     (here / "checkpoint-4").rename(here / "lost")
     (here / "model").rename(here / "whole")
+    written = (here / "checkpoint-2").stat().st_ino
     main(arguments)
+    assert (here / "checkpoint-2").stat().st_ino == written  # not trained again
     assert [line["step"] for line in _record(here / "model")[0]["log"]] == [1, 2, 3, 4]
     assert all(torch.equal(weight, expected[name]) for name, weight in _weights(here / "model").items())
     assert len(_record(here / "model")) == 1
