@@ -285,7 +285,7 @@ class RosettaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["RosettaDecoderLayer", "Qwen3VLVisionBlock"]
+    _no_split_modules = ["RosettaDecoderLayer"]  # and those of the ViT, where there is one
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True

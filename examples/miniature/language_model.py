@@ -42,14 +42,16 @@ def pack_text(tokenizer: PreTrainedTokenizerBase, paragraphs: list[str]) -> torc
     return torch.tensor(ids[: len(ids) // ROW_LENGTH * ROW_LENGTH]).view(-1, ROW_LENGTH)
 
 
-def train_language_model(tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor, seed: int = 0) -> Qwen3ForCausalLM:
+def train_language_model(
+    tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor, seed: int = 0, num_steps: int = NUM_STEPS
+) -> Qwen3ForCausalLM:
     """Trains a dense model on packed text `rows` (N, 128) with transformers' Trainer."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(dense_config(tokenizer))
     with tempfile.TemporaryDirectory() as output_dir:
         arguments = TrainingArguments(
             output_dir=output_dir,
-            max_steps=NUM_STEPS,
+            max_steps=num_steps,
             per_device_train_batch_size=8,
             learning_rate=5e-3,
             lr_scheduler_type="cosine",

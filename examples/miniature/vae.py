@@ -12,7 +12,7 @@ LEARNING_RATE = 3e-3
 KL_WEIGHT = 1e-3
 
 
-def train_vae(pixels: torch.Tensor, seed: int = 0) -> AutoencoderKLFlux2:
+def train_vae(pixels: torch.Tensor, seed: int = 0, num_steps: int = NUM_STEPS) -> AutoencoderKLFlux2:
     """
     Trains an autoencoder to reconstruct `pixels` (N, 3, H, W) from a sample of its posterior, with a little of the
     KL divergence from N(0, 1), so that latents near one another decode to images near one another. Then sets the
@@ -30,8 +30,8 @@ def train_vae(pixels: torch.Tensor, seed: int = 0) -> AutoencoderKLFlux2:
         sample_size=pixels.shape[-1],
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS, pct_start=0.05)
-    progress = trange(NUM_STEPS, desc="VAE")
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.05)
+    progress = trange(num_steps, desc="VAE")
     for _ in progress:
         batch = pixels[torch.randint(len(pixels), (BATCH_SIZE,))]
         posterior = vae.encode(batch).latent_dist

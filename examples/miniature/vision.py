@@ -29,7 +29,11 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def train_vision_tower(
-    images: list[Image.Image], labels: torch.Tensor, out_hidden_size: int, seed: int = 0
+    images: list[Image.Image],
+    labels: torch.Tensor,
+    out_hidden_size: int,
+    seed: int = 0,
+    num_steps: int = NUM_STEPS,
 ) -> Qwen3VLVisionModel:
     """
     Pre-trains a vision tower by supervised classification of `images`, which stands in for the image-text training
@@ -57,8 +61,8 @@ def train_vision_tower(
     inputs = image_processor()(images, return_tensors="pt")
     pixel_values = inputs["pixel_values"].unflatten(0, (len(images), -1))
     optimizer = torch.optim.AdamW([*tower.parameters(), *classifier.parameters()], lr=LEARNING_RATE)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS)
-    progress = trange(NUM_STEPS, desc="ViT")
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps)
+    progress = trange(num_steps, desc="ViT")
     for _ in progress:
         batch = torch.randint(len(images), (BATCH_SIZE,))
         features = tower(pixel_values[batch].flatten(0, 1), grid_thw=inputs["image_grid_thw"][batch])

@@ -1,0 +1,90 @@
+"""
+Writes what the miniature recipes start from: the data and the models that a real run takes from elsewhere.
+
+    python examples/make_miniature_data.py [--output_dir outputs/miniature/inputs] [--training_steps N]
+
+    dense/             a tiny dense Qwen3 with its tokenizer
+    vision_tower/      a tiny Qwen3-VL vision tower with its image processor
+    vae/               a tiny FLUX.2 VAE
+    english.jsonl      paragraphs, as {"text": ...}
+    questions.jsonl    questions about images/, as LLaVA has them
+    drawings.parquet   images with captions
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from transformers import set_seed
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.miniature.conversations import all_phrases, drawing_prompts, questions_and_answers  # noqa: E402
+from examples.miniature.digits import load_digits  # noqa: E402
+from examples.miniature.english import load_english  # noqa: E402
+from examples.miniature.language_model import ROW_LENGTH, pack_text, train_language_model  # noqa: E402
+from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
+from examples.miniature.vae import train_vae  # noqa: E402
+from examples.miniature.vision import image_processor, train_vision_tower  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/miniature/inputs"))
+    parser.add_argument("--training_steps", type=int, help="of each model; by default each has as many as it needs")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = options.output_dir
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    set_seed(options.seed)
+    steps = {} if options.training_steps is None else {"num_steps": options.training_steps}
+
+    english, (digits, _) = load_english(), load_digits()
+    tokenizer = train_tokenizer([*english.train, *all_phrases()])
+    dense = train_language_model(tokenizer, pack_text(tokenizer, english.train), options.seed, **steps)
+    dense.save_pretrained(folder / "dense")
+    tokenizer.save_pretrained(folder / "dense")
+    labels = torch.from_numpy(digits.labels)
+    tower = train_vision_tower(digits.images, labels, dense.config.hidden_size, options.seed, **steps)
+    tower.save_pretrained(folder / "vision_tower")
+    image_processor().save_pretrained(folder / "vision_tower")
+    train_vae(digits.pixels(), options.seed, **steps).save_pretrained(folder / "vae")
+
+    # A record that is longer than a row would be skipped; a row closes with one token more.
+    short = [text for text in english.train if len(tokenizer(text).input_ids) < ROW_LENGTH]
+    write_lines(folder / "english.jsonl", ({"text": text} for text in short))
+    write_lines(folder / "questions.jsonl", write_questions(digits, folder / "images"))
+    write_drawings(digits, folder / "drawings.parquet")
+    print(f"The inputs of the miniature recipes are in {folder}.")
+
+
+def write_lines(file: Path, records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_questions(digits, folder: Path) -> list[dict]:
+    """Saves each digit to `folder`; returns a question about each as a record of LLaVA's format."""
+    choose, records = random.Random(0), []
+    for number, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
+        image.save(folder / f"{number}.png")
+        question, answer = choose.choice(questions_and_answers(label))
+        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    return records
+
+
+def write_drawings(digits, file: Path):
+    choose = random.Random(1)
+    captions = [choose.choice(drawing_prompts(label)) for label in digits.labels]
+    features = Features({"image": ImageFeature(), "caption": Value("string")})
+    Dataset.from_dict({"image": digits.images, "caption": captions}, features).to_parquet(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The miniature recipes, each stage of each architecture, as `accelerate launch` runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from run_stages import STAGES
+
+from examples.pretrain import main
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration
+
+
+ROOT = Path(__file__).parents[2]
+SHORT = "--max_steps=2 --global_batch_size=2 --logging_steps=1 --save_steps=2 --disable_tqdm=true --shield_steps=1"
+
+
+def _run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def _launch(folder: Path, script: str, *arguments: str, options: str = "") -> subprocess.CompletedProcess:
+    config = ROOT / "examples" / "accelerate_configs" / "cpu.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, *options.split()]
+    return _run(folder, *launcher, ROOT / script, *arguments)
+
+
+def _recipe(stage: str) -> str:
+    return str(ROOT / "examples" / "recipes" / "miniature" / f"{stage}.yaml")
+
+
+def _record(model: Path) -> list[dict]:
+    return json.loads((model / "training.json").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working directory with the miniature's inputs, whose models have hardly been trained."""
+    folder = tmp_path_factory.mktemp("miniature")
+    made = _run(folder, ROOT / "examples" / "make_miniature_data.py", "--training_steps=2")
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+def _check(folder: Path, architecture: str, num_processes: int):
+    """The last stage's repository draws, and remembers all stages."""
+    model = folder / "outputs" / "miniature" / architecture / "4_t2i" / "model"
+    stages = _record(model)
+    assert [stage["stage"] for stage in stages] == ["LM", "MMU, projectors", "MMU", "T2I"]
+    assert [stage["data"] for stage in stages][2:] == ["80% MMU, 20% LM", "60% T2I, 25% MMU, 15% LM"]
+    assert {stage["processes"] for stage in stages} == {num_processes}
+    for stage in stages:
+        made = stage["hyperparameters"]["gradient_accumulation_steps"] * num_processes
+        assert (stage["steps"], made) == (2, 2)
+    trained = [stage["trained_parameters"] for stage in stages]
+    assert trained[1] < 0.1 * trained[0] and trained[2] > trained[0]
+    pipeline = DiffusionPipeline.from_pretrained(model, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("draw a seven", num_inference_steps=1).images[0].size == (16, 16)
+
+
+def test_every_stage_from_the_command_line(folder):
+    for stage in STAGES:
+        launched = _launch(folder, "examples/pretrain.py", _recipe(stage), *SHORT.split())
+        assert launched.returncode == 0, launched.stderr
+    _check(folder, "rosetta", num_processes=1)
+
+
+@pytest.mark.parametrize(("architecture", "num_processes"), [("moe", 1), ("mot", 2)])
+def test_every_stage_of_the_baselines(architecture, num_processes, folder):
+    options = "" if num_processes == 1 else f"--multi_gpu --num_processes {num_processes} --main_process_port 0"
+    arguments = [*SHORT.split(), f"--architecture={architecture}", "--use_cpu=true"]
+    launched = _launch(folder, "tests/examples/run_stages.py", *arguments, options=options)
+    assert launched.returncode == 0, launched.stderr
+    _check(folder, architecture, num_processes)
+
+
+@pytest.fixture
+def here(folder, monkeypatch, tmp_path):
+    """The working directory is one of its own that has the miniature's inputs."""
+    (tmp_path / "outputs" / "miniature").mkdir(parents=True)
+    (tmp_path / "outputs" / "miniature" / "inputs").symlink_to(folder / "outputs" / "miniature" / "inputs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "outputs" / "miniature" / "rosetta" / "1_lm"
+
+
+def _weights(model: Path) -> dict[str, torch.Tensor]:
+    return RosettaForCausalLMAndImageGeneration.from_pretrained(model).state_dict()
+
+
+def test_the_same_command_goes_on_from_the_last_checkpoint(here):
+    arguments = [_recipe("1_lm"), *SHORT.split(), "--use_cpu=true", "--max_steps=4", "--lr_scheduler_type=constant"]
+    main(arguments)
+    expected = _weights(here / "model")
+    (here / "checkpoint-4").rename(here / "lost")
+    (here / "model").rename(here / "whole")
+    written = (here / "checkpoint-2").stat().st_ino
+    main(arguments)
+    assert (here / "checkpoint-2").stat().st_ino == written  # not trained again
+    assert [line["step"] for line in _record(here / "model")[0]["log"]] == [1, 2, 3, 4]
+    assert all(torch.equal(weight, expected[name]) for name, weight in _weights(here / "model").items())
+    assert len(_record(here / "model")) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("3_mmu", ["--model=outputs/miniature/inputs/dense"], "`vision_tower` must be given"),
+        ("4_t2i", ["--model=outputs/miniature/inputs/dense"], "`vision_tower` must be given"),
+        ("1_lm", ["--model=outputs/miniature/inputs/vision_tower"], "must be a dense Qwen3 or a Rosetta"),
+        ("1_lm", ["--model=nowhere"], "`model`: 'nowhere' cannot be read"),
+        ("1_lm", ["--per_device_train_batch_size=3"], "`global_batch_size` must be a multiple"),
+    ],
+)
+def test_errors_before_anything_is_loaded(recipe, arguments, message, here):
+    with pytest.raises(SystemExit, match=message):
+        main([_recipe(recipe), *arguments, "--use_cpu=true"])
+    assert not here.exists()
+
+
+def test_missing_data(here):
+    recipe = here.parents[1] / "mine.yaml"
+    recipe.write_text(f"extends: {_recipe('1_lm')}\nuse_cpu: true\ndata: [{{task: lm, path: nowhere.jsonl}}]\n")
+    with pytest.raises(SystemExit, match="there is no file nowhere.jsonl"):
+        main([str(recipe)])
+    assert not here.exists()
