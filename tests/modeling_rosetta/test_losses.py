@@ -9,21 +9,49 @@ from modeling_rosetta.losses_rosetta import cross_entropy_sum, flow_matching_sum
 from tests.conftest import sample
 
 
-@pytest.mark.parametrize("chunk", [2**26, 50 * 4])
+@pytest.mark.parametrize("chunk", [512, 4])
 def test_chunked_cross_entropy_is_cross_entropy(chunk, monkeypatch):
-    monkeypatch.setattr(losses_rosetta, "LOGITS_CHUNK", chunk)  # 200 logits: four targets at a time
+    monkeypatch.setattr(losses_rosetta, "TARGETS_CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 9, 16, generator=generator, requires_grad=True)
     weight = torch.randn(50, 16, generator=generator, requires_grad=True)
     labels = torch.randint(0, 50, (2, 9), generator=generator)
     labels[:, 3:5] = -100
     loss = cross_entropy_sum(hidden, weight, labels)
-    gradients = torch.autograd.grad(loss, [hidden, weight])
+    gradients = torch.autograd.grad(3 * loss, [hidden, weight])
     logits = (hidden @ weight.T)[:, :-1].flatten(0, 1)
     expected = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(loss, expected)
-    for gradient, of_expected in zip(gradients, torch.autograd.grad(expected, [hidden, weight]), strict=True):
+    for gradient, of_expected in zip(gradients, torch.autograd.grad(3 * expected, [hidden, weight]), strict=True):
         torch.testing.assert_close(gradient, of_expected)
+
+
+def test_cross_entropy_of_a_frozen_head_and_without_gradients():
+    hidden, weight = torch.randn(1, 6, 8, requires_grad=True), torch.randn(10, 8)
+    labels = torch.arange(6)[None]
+    loss = cross_entropy_sum(hidden, weight, labels)
+    loss.backward()
+    assert hidden.grad[:, :-1].abs().amin(-1).min() > 0 and hidden.grad[:, -1].abs().max() == 0
+    with torch.no_grad():
+        assert torch.equal(cross_entropy_sum(hidden, weight.requires_grad_(), labels), loss)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_cross_entropy_in_bfloat16_is_rounded_no_more_than_its_products(autocast):
+    """A mean's factor, too, must not be rounded to 8 bits before it multiplies every gradient."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(1, 40, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    hidden, weight = (tensor.bfloat16().float().requires_grad_() for tensor in (hidden, weight))
+    labels = torch.randint(0, 50, (1, 40), generator=generator)
+    expected = torch.autograd.grad(cross_entropy_sum(hidden, weight, labels) / 771, [hidden, weight])
+    inputs = [hidden, weight] if autocast else [hidden.bfloat16(), weight.bfloat16()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = cross_entropy_sum(*inputs, labels) / 771
+    assert loss.dtype == torch.float32
+    for gradient, exact in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
+        scale = (gradient * exact).sum() / exact.square().sum()
+        assert abs(scale - 1) < 5e-4, scale
+        torch.testing.assert_close(gradient, exact, rtol=0.02, atol=0.01 * float(exact.abs().max()))
 
 
 def test_no_target_is_no_loss_but_a_gradient():
