@@ -91,6 +91,15 @@ def here(folder, monkeypatch, tmp_path):
     return tmp_path / "outputs" / "miniature" / "rosetta" / "1_lm"
 
 
+def test_every_stage_under_fsdp2(here):
+    folder = Path.cwd()
+    launched = _run(folder, ROOT / "tests/examples/run_sharded_stages.py", *SHORT.split(), "--bf16", "--use_cpu")
+    assert launched.returncode == 0, launched.stderr
+    last = folder / "outputs" / "miniature" / "rosetta" / "4_t2i"
+    assert (last / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()
+    _check(folder, "rosetta", num_processes=2)
+
+
 def _weights(model: Path) -> dict[str, torch.Tensor]:
     return RosettaForCausalLMAndImageGeneration.from_pretrained(model).state_dict()
 

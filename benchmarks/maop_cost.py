@@ -1,0 +1,157 @@
+"""
+What MAOP costs: time of whole training steps (forward, backward, clipping, update) with it over without it, in turns
+within one run on one model, and the bytes that its operations allocate. Beside it PCGrad, by torchjd, on the gradients
+that each of three tasks has of the shared expert: three backward passes in place of one.
+
+    python benchmarks/maop_cost.py [--output FILE] [--repeats N]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+from training_step import EXPERT_WIDTH, SIZES, VISUAL_SIZES, mixed_batch, text_batch  # noqa: E402
+
+from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration  # noqa: E402
+from trainer import MAOPAdamW, diff_lr_groups  # noqa: E402
+
+
+class AllocatedBytes(TorchDispatchMode):
+    """Adds up the sizes of all storages that operations make, as if none was ever freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.total += tensor.untyped_storage().nbytes()
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return outputs
+
+
+def timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/maop_cost.json"))
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = RosettaConfig(**SIZES, **VISUAL_SIZES, intermediate_size=EXPERT_WIDTH)
+    model = RosettaForCausalLMAndImageGeneration(config).train()
+    optimizer = MAOPAdamW(diff_lr_groups(model, config, learning_rate=1e-5), lr=1e-5)
+    batch = mixed_batch()
+
+    def step(maop: bool):
+        for group in optimizer.param_groups:
+            group["maop_enabled"] = maop
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(True)
+    ratios, seconds = [], []
+    for repeat in range(arguments.repeats):
+        order = (True, False) if repeat % 2 else (False, True)
+        times = {maop: timed(lambda maop=maop: step(maop)) for maop in order}
+        ratios.append(times[True] / times[False])
+        seconds.append(times[False])
+
+    model(**batch).loss.backward()
+    for group in optimizer.param_groups:
+        group["maop_enabled"] = True
+    projection = statistics.median(timed(optimizer._project) for _ in range(arguments.repeats))
+    with AllocatedBytes() as own:
+        optimizer._project()
+    for group in optimizer.param_groups:
+        group["maop_enabled"] = False
+    with AllocatedBytes() as update:
+        optimizer.step()
+    optimizer.zero_grad()
+
+    shared = [p for group in optimizer.param_groups if group["maop"] for p in group["params"]]
+    result = {
+        "step with MAOP over without": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "MAOP itself over the step": projection / statistics.median(seconds),
+        "bytes allocated by MAOP, all together": own.total,
+        "largest allocation by MAOP": own.largest,
+        "largest allocation by AdamW": update.largest,
+        "bytes of the shared expert": sum(p.numel() * p.element_size() for p in shared),
+        **pcgrad(model, optimizer, shared, max(3, arguments.repeats // 4)),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def pcgrad(model, optimizer, shared: list[torch.nn.Parameter], repeats: int) -> dict[str, float]:
+    """Steps on three batches, one a task, with MAOP on the sum of their losses, and with PCGrad: on the shared expert,
+    the other gradients being added up, and on all parameters."""
+    from torchjd.aggregation import PCGrad
+
+    batches = [text_batch(), mixed_batch(), mixed_batch()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    aggregate = PCGrad()
+
+    def maop_step():
+        for batch in batches:
+            model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def pcgrad_step(conflicting: list[torch.nn.Parameter]):
+        rows = []
+        for batch in batches:
+            for p in conflicting:
+                p.grad = None
+            model(**batch).loss.backward()
+            rows.append(torch.cat([p.grad.flatten() for p in conflicting]))
+        parts = aggregate(torch.stack(rows)).split([p.numel() for p in conflicting])
+        for p, part in zip(conflicting, parts, strict=True):
+            p.grad = part.view_as(p)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    times = {"MAOP": [], "shared": [], "all": []}
+    for repeat in range(repeats + 1):
+        for name, conflicting in (("MAOP", None), ("shared", shared), ("all", trained)):
+            for group in optimizer.param_groups:
+                group["maop_enabled"] = name == "MAOP"
+            seconds = timed(maop_step if conflicting is None else lambda c=conflicting: pcgrad_step(c))
+            if repeat:
+                times[name].append(seconds)
+    size = sum(p.numel() * p.element_size() for p in trained)
+    own_size = sum(p.numel() * p.element_size() for p in shared)
+    return {
+        "step with PCGrad on the shared expert over MAOP": _median_ratio(times["shared"], times["MAOP"]),
+        "step with PCGrad on all parameters over MAOP": _median_ratio(times["all"], times["MAOP"]),
+        "bytes of PCGrad's gradients, shared expert": len(batches) * own_size,
+        "bytes of PCGrad's gradients, all parameters": len(batches) * size,
+    }
+
+
+def _median_ratio(times: list[float], others: list[float]) -> float:
+    return statistics.median(time / other for time, other in zip(times, others, strict=True))
+
+
+if __name__ == "__main__":
+    main()
