@@ -17,9 +17,7 @@ def test_packing_keeps_every_paragraph_and_marks_its_end(tokenizer, english):
 @pytest.fixture(scope="module")
 def trained(tokenizer, english):
     rows = pack_text(tokenizer, english.train[:500])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_model, "NUM_STEPS", 15)
-        return [language_model.train_language_model(tokenizer, rows) for _ in range(2)]
+    return [language_model.train_language_model(tokenizer, rows, num_steps=15) for _ in range(2)]
 
 
 def test_training_lowers_the_held_out_loss(trained, tokenizer, english):
