@@ -8,6 +8,8 @@ import torch
 from data_files import conversation, file_model, file_processor, picture
 
 from trainer import DataSource, RosettaDataCollator, RosettaDataStream
+from trainer.data import BadRecord
+from trainer.data.records import training_sample
 from trainer.data.source import ShuffledReader
 
 
@@ -91,3 +93,11 @@ def test_damaged_records_are_skipped_and_counted(num_workers, tmp_path, trainer_
     skipped = {name: number for name, number in logs[-1].items() if name.startswith("skipped_")}
     assert skipped.pop("skipped_records") == sum(expected.values())
     assert skipped == {f"skipped_mmu_{reason}": number for reason, number in expected.items()}
+
+
+@pytest.mark.parametrize("turns", [[], [{"role": "system", "content": "be brief"}]], ids=["none", "system only"])
+def test_a_conversation_without_turns(turns, tmp_path):
+    source = DataSource("lm", str(tmp_path))
+    source.is_json = False
+    with pytest.raises(BadRecord, match="bad_conversation: user and assistant must take turns"):
+        training_sample({"conversations": turns}, source, file_processor(), 100)
