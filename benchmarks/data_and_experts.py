@@ -25,7 +25,7 @@ from modeling_rosetta.losses_rosetta import cross_entropy_sum  # noqa: E402
 from trainer import RosettaDataCollator  # noqa: E402
 
 
-LENGTHS = (1024, 60, 410, 90, 700, 55, 300, 120, 75, 500, 210, 330, 80, 140, 650, 95)  # as mixed as stages' data
+LENGTHS = (512, 30, 205, 45, 350, 60, 150, 80)  # as mixed as stages' data
 VOCABULARY, LOSS_TOKENS, LOSS_WIDTH = 157_420, 4096, 64
 
 
@@ -52,8 +52,8 @@ def packed_over_padded(repeats: int) -> float:
         ids = torch.randint(3, SIZES["vocab_size"], (length,))
         samples.append({"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "labels": ids})
     steps = {
-        "packed": training_step(model, RosettaDataCollator(0, max_length=1024, packed=True)(samples)),
-        "padded": training_step(model, RosettaDataCollator(0, max_length=1024)(samples)),
+        "packed": training_step(model, RosettaDataCollator(0, max_length=512, packed=True)(samples)),
+        "padded": training_step(model, RosettaDataCollator(0, max_length=512)(samples)),
     }
     seconds = _medians(steps, max(2, repeats // 2))
     return seconds["padded"] / seconds["packed"]
