@@ -19,7 +19,6 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/maop_cost.py
-	$(BIN)/python benchmarks/data_and_experts.py
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
