@@ -41,7 +41,7 @@ VISUAL_SIZES = {  # as small as they go: the towers are not what is measured
         "depth": 1,
         "hidden_size": 16,
         "intermediate_size": 16,
-        "num_heads": 2,
+        "num_heads": 1,
         "patch_size": 2,
         "out_hidden_size": WIDTH,
         "num_position_embeddings": 1024,

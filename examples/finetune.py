@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import load_dataset
 from diffusers import AutoencoderKLFlux2
 from PIL import Image
@@ -143,3 +144,4 @@ def main(arguments: list[str] | None = None):
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()

@@ -84,3 +84,4 @@ def shares(sources: list[DataSource]) -> str:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()

@@ -7,6 +7,7 @@ of all images to draw, I images, C latent channels.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,12 @@ from transformers.models.qwen3.modeling_qwen3 import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
 from transformers.utils import can_return_tuple
 
+from .attention_blocks_rosetta import visible_blocks
 from .configuration_rosetta import RosettaConfig
 from .features_rosetta import FeatureIn, FeatureOut
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
 from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
-from .positions_rosetta import clip_index, get_rope_index, image_index
+from .positions_rosetta import clip_index, get_rope_index, image_index, positions_in_sequence
 
 
 class TokenGroups:
@@ -55,11 +57,11 @@ class TokenGroups:
 
     def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(T, ...) to one tensor (T_group, ...) a group."""
-        return (tokens,) if self.order is None else tokens[self.order].split(self.sizes)
+        return (tokens,) if self.order is None else tokens.index_select(0, self.order).split(self.sizes)
 
     def merge(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """One tensor (T_group, ...) a group back to (T, ...)."""
-        return parts[0] if self.order is None else torch.cat(parts)[self.inverse]
+        return parts[0] if self.order is None else torch.cat(parts).index_select(0, self.inverse)
 
 
 @dataclass
@@ -218,9 +220,10 @@ class RosettaAttention(nn.Module):
         attention_mask,
         layout: TokenLayout,
         past_key_values: Cache | None = None,
+        attention_blocks: list[tuple[slice, slice]] | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(B, S, D) to (B, S, D)."""
+        """(B, S, D) to (B, S, D); `attention_blocks` are the [`visible_blocks`] of `attention_mask`."""
         batch_and_length = hidden_states.shape[:2]
         projected = [
             stream(tokens)
@@ -238,7 +241,17 @@ class RosettaAttention(nn.Module):
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
-        output, _ = attention(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        attend = partial(attention, self, dropout=dropout, scaling=self.scaling, **kwargs)
+        if attention_blocks is None:
+            output, _ = attend(query, key, value, attention_mask)
+        else:
+            output = torch.cat(
+                [
+                    attend(query[:, :, q], key[:, :, k], value[:, :, k], attention_mask[:, :, q, k])[0]
+                    for q, k in attention_blocks
+                ],
+                dim=1,
+            )
         parts = layout.streams.split(output.flatten(0, 1).flatten(1))
         output = [stream.o_proj(tokens) for stream, tokens in zip(self.streams.values(), parts, strict=True)]
         return layout.streams.merge(output).unflatten(0, batch_and_length)
@@ -443,6 +456,7 @@ class RosettaModel(RosettaPreTrainedModel):
         mask = self._attention_mask(
             hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
+        attention_blocks = visible_blocks(mask)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         layout = token_layout(self.config, token_types, shield_shared_expert)
 
@@ -455,6 +469,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 layout=layout,
                 position_embeddings=position_embeddings,
                 attention_mask=mask,
+                attention_blocks=attention_blocks,
                 past_key_values=past_key_values,
                 **kwargs,
             )
@@ -613,7 +628,7 @@ class RosettaModel(RosettaPreTrainedModel):
         positions = None
         if sequence_ids is not None:
             attention_mask = None  # padding has a sequence of its own
-            positions = _positions_in_sequence(sequence_ids)
+            positions = positions_in_sequence(sequence_ids)
         return create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -622,13 +637,6 @@ class RosettaModel(RosettaPreTrainedModel):
             position_ids=positions,
             block_sequence_ids=blocks,
         )
-
-
-def _positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
-    """Packed sample numbers (B, S) to positions that start at 0 in each sample: how the mask tells them apart."""
-    position = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)
-    starts = F.pad(sequence_ids[:, 1:] != sequence_ids[:, :-1], (1, 0), value=True)
-    return position - (position * starts).cummax(-1).values
 
 
 @dataclass

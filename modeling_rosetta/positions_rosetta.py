@@ -91,4 +91,11 @@ def get_rope_index(
     return start + offsets
 
 
-__all__ = ["clip_index", "get_rope_index", "image_index"]
+def positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
+    """Packed sample numbers (B, S) to positions that start at 0 in each sample: how the mask tells them apart."""
+    position = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)
+    starts = F.pad(sequence_ids[:, 1:] != sequence_ids[:, :-1], (1, 0), value=True)
+    return position - (position * starts).cummax(-1).values
+
+
+__all__ = ["clip_index", "get_rope_index", "image_index", "positions_in_sequence"]

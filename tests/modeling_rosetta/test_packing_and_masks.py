@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from modeling_rosetta import attention_blocks_rosetta
+from modeling_rosetta.attention_blocks_rosetta import visible_blocks
 from tests.conftest import TEXT, pack, sample
 
 
@@ -85,3 +88,43 @@ def test_padding_on_either_side_changes_nothing(model):
         real = padded["attention_mask"][0].bool()
         torch.testing.assert_close(out.logits[:, real], plain.logits, rtol=0, atol=3e-5)
         torch.testing.assert_close(out.velocity, plain.velocity, rtol=0, atol=3e-5)
+
+
+def test_each_block_of_queries_keeps_the_keys_that_it_sees(monkeypatch):
+    monkeypatch.setattr(attention_blocks_rosetta, "QUERIES_PER_BLOCK", 2)
+    mask = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
+    mask[0, 0, 0, 0] = mask[0, 0, 3, 2] = mask[1, 0, 2, 1] = True  # the last two queries see nothing, as padding
+    assert visible_blocks(mask) == [
+        (slice(0, 2), slice(0, 1)),
+        (slice(2, 4), slice(1, 3)),
+        (slice(4, 6), slice(0, 1)),
+    ]
+    assert visible_blocks(mask.float()) is None and visible_blocks(None) is None
+    assert visible_blocks(mask[:, :, :2]) is None
+
+
+@pytest.mark.parametrize("padding", ["packed", "left"])
+def test_attention_in_blocks_is_attention(model, padding, monkeypatch):
+    def trained(queries_per_block):
+        monkeypatch.setattr(attention_blocks_rosetta, "QUERIES_PER_BLOCK", queries_per_block)
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        return [output.loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    if padding == "packed":
+        batch = pack([sample("tutg", 1), sample("t", 2), sample("ut", 3)], padding=5)
+    else:
+        batch = sample("tutg", 1)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        for key in ("input_ids", "token_type_ids", "attention_mask"):
+            batch[key] = torch.nn.functional.pad(batch[key], (7, 0), value=0)
+        batch["labels"] = torch.nn.functional.pad(batch["labels"], (7, 0), value=-100)
+    whole = trained(1000)
+    attended = []
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **kwargs: attended.append(args) or attention(*args, **kwargs)
+    )
+    torch.testing.assert_close(trained(5), whole, rtol=1e-3, atol=1e-4)
+    assert len(attended) > 2 * model.config.num_hidden_layers

@@ -7,6 +7,7 @@ makes it take the path that it takes on a GPU, so that all but the device is rea
 import functools
 import os
 import socket
+import sys
 from contextlib import closing
 
 import torch
@@ -64,3 +65,8 @@ def _run_rank(rank: int, world_size: int, port: int, function, args):
         function(*args)
     finally:
         torch.distributed.destroy_process_group()
+    # Not through the interpreter's own end, in which a gloo thread that still lets go of a tensor aborts the process
+    # (https://github.com/pytorch/pytorch/pull/179291).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
