@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -20,6 +21,7 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from training_step import EXPERT_WIDTH, SIZES, VISUAL_SIZES, mixed_batch, text_batch  # noqa: E402
+from turns import ratio, seconds_in_turns, write  # noqa: E402
 
 from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration  # noqa: E402
 from trainer import MAOPAdamW, diff_lr_groups  # noqa: E402
@@ -69,12 +71,10 @@ def main():
         optimizer.zero_grad()
 
     step(True)
-    ratios, seconds = [], []
+    seconds = {True: [], False: []}
     for repeat in range(arguments.repeats):
-        order = (True, False) if repeat % 2 else (False, True)
-        times = {maop: timed(lambda maop=maop: step(maop)) for maop in order}
-        ratios.append(times[True] / times[False])
-        seconds.append(times[False])
+        for maop in (True, False) if repeat % 2 else (False, True):
+            seconds[maop].append(timed(lambda maop=maop: step(maop)))
 
     model(**batch).loss.backward()
     for group in optimizer.param_groups:
@@ -90,20 +90,19 @@ def main():
 
     shared = [p for group in optimizer.param_groups if group["maop"] for p in group["params"]]
     result = {
-        "step with MAOP over without": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "MAOP itself over the step": projection / statistics.median(seconds),
+        "step with MAOP over without": ratio(seconds[True], seconds[False]),
+        "MAOP itself over the step": projection / statistics.median(seconds[False]),
         "bytes allocated by MAOP, all together": own.total,
         "largest allocation by MAOP": own.largest,
         "largest allocation by AdamW": update.largest,
         "bytes of the shared expert": sum(p.numel() * p.element_size() for p in shared),
         **pcgrad(model, optimizer, shared, max(3, arguments.repeats // 4)),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     print(json.dumps(result, indent=2))
 
 
-def pcgrad(model, optimizer, shared: list[torch.nn.Parameter], repeats: int) -> dict[str, float]:
+def pcgrad(model, optimizer, shared: list[torch.nn.Parameter], repeats: int) -> dict:
     """Steps on three batches, one a task, with MAOP on the sum of their losses, and with PCGrad: on the shared expert,
     the other gradients being added up, and on all parameters."""
     from torchjd.aggregation import PCGrad
@@ -131,26 +130,28 @@ def pcgrad(model, optimizer, shared: list[torch.nn.Parameter], repeats: int) -> 
         optimizer.step()
         optimizer.zero_grad()
 
-    times = {"MAOP": [], "shared": [], "all": []}
-    for repeat in range(repeats + 1):
-        for name, conflicting in (("MAOP", None), ("shared", shared), ("all", trained)):
+    def switched(maop: bool, step: Callable[[], None]) -> Callable[[], None]:
+        def run():
             for group in optimizer.param_groups:
-                group["maop_enabled"] = name == "MAOP"
-            seconds = timed(maop_step if conflicting is None else lambda c=conflicting: pcgrad_step(c))
-            if repeat:
-                times[name].append(seconds)
+                group["maop_enabled"] = maop
+            step()
+
+        return run
+
+    ways = {
+        "MAOP": switched(True, maop_step),
+        "shared": switched(False, lambda: pcgrad_step(shared)),
+        "all": switched(False, lambda: pcgrad_step(trained)),
+    }
+    times = seconds_in_turns(ways, repeats)
     size = sum(p.numel() * p.element_size() for p in trained)
     own_size = sum(p.numel() * p.element_size() for p in shared)
     return {
-        "step with PCGrad on the shared expert over MAOP": _median_ratio(times["shared"], times["MAOP"]),
-        "step with PCGrad on all parameters over MAOP": _median_ratio(times["all"], times["MAOP"]),
+        "step with PCGrad on the shared expert over MAOP": ratio(times["shared"], times["MAOP"]),
+        "step with PCGrad on all parameters over MAOP": ratio(times["all"], times["MAOP"]),
         "bytes of PCGrad's gradients, shared expert": len(batches) * own_size,
         "bytes of PCGrad's gradients, all parameters": len(batches) * size,
     }
-
-
-def _median_ratio(times: list[float], others: list[float]) -> float:
-    return statistics.median(time / other for time, other in zip(times, others, strict=True))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ one run, so that only ratios matter. Prints a table and writes it as JSON.
 """
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM  # noqa: E402
+from turns import ratio, seconds_in_turns, write  # noqa: E402
 
 from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration  # noqa: E402
 
@@ -130,32 +129,16 @@ def main():
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    functions = steps()
-    seconds = {name: [] for name in functions}
-    for round_number in range(arguments.repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if round_number > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-
+    seconds = seconds_in_turns(steps(), arguments.repeats)
     floor = seconds["bare matrix products"]
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [t / f for t, f in zip(times, floor, strict=True)]
-        rows[name] = {
-            "median_seconds": statistics.median(times),
-            "median_ratio": statistics.median(ratios),
-            "min_ratio": min(ratios),
-            "max_ratio": max(ratios),
-        }
+    rows = {
+        name: {"seconds": statistics.median(times), "ratio": ratio(times, floor)} for name, times in seconds.items()
+    }
     print(f"{'':24}{'seconds':>10}{'ratio':>8}{'min':>8}{'max':>8}")
     for name, row in rows.items():
-        ratios = "".join(f"{row[key]:8.2f}" for key in ("median_ratio", "min_ratio", "max_ratio"))
-        print(f"{name:24}{row['median_seconds']:10.3f}{ratios}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name:24}{row['seconds']:10.3f}" + "".join(f"{figure:8.2f}" for figure in row["ratio"].values()))
     settings = {"tokens": TOKENS, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    arguments.output.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    write(arguments.output, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -36,61 +36,7 @@ from .features_rosetta import FeatureIn, FeatureOut
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
 from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
 from .positions_rosetta import clip_index, get_rope_index, image_index, positions_in_sequence
-
-
-class TokenGroups:
-    """Partition of the tokens among modules, made once a forward pass and used by every layer.
-
-    Args:
-        group_of_type (`list[int]`): the group of each token type.
-        token_types (`torch.LongTensor` of shape `(T,)`)
-    """
-
-    def __init__(self, group_of_type: list[int], token_types: torch.Tensor):
-        num_groups = max(group_of_type) + 1
-        self.order = None
-        if num_groups > 1:
-            groups = torch.tensor(group_of_type, device=token_types.device)[token_types]
-            self.order = groups.argsort(stable=True)
-            self.inverse = self.order.argsort()
-            self.sizes = torch.bincount(groups, minlength=num_groups).tolist()
-
-    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(T, ...) to one tensor (T_group, ...) a group."""
-        return (tokens,) if self.order is None else tokens.index_select(0, self.order).split(self.sizes)
-
-    def merge(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """One tensor (T_group, ...) a group back to (T, ...)."""
-        return parts[0] if self.order is None else torch.cat(parts).index_select(0, self.inverse)
-
-
-@dataclass
-class TokenLayout:
-    """Who handles which token: `pools`, `streams` and `shared_experts` partition them; `shielded` (T, 1), if any,
-    marks those whose gradient must not reach the shared expert."""
-
-    pools: TokenGroups
-    streams: TokenGroups
-    shared_experts: TokenGroups
-    shielded: torch.Tensor | None = None
-
-
-def token_layout(config: RosettaConfig, token_types: torch.Tensor, shield_shared_expert: bool) -> TokenLayout:
-    """Reads the layout of `token_types` (T,) off the configuration."""
-    types = config.token_types
-    shared_experts = [*config.shared_experts, None]
-    shielded = None
-    if shield_shared_expert:
-        # Other types' experts warm up first. Where types share their experts too, as in MoE, nothing is shielded.
-        pool, expert = types[0]["expert_pool"], types[0]["shared_expert"]
-        shields = [t["expert_pool"] != pool and t["shared_expert"] == expert for t in types]
-        shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
-    return TokenLayout(
-        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types),
-        streams=TokenGroups([config.attention_streams.index(t["attention_stream"]) for t in types], token_types),
-        shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types),
-        shielded=shielded,
-    )
+from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
 class RosettaRouter(nn.Module):
@@ -120,13 +66,22 @@ class RosettaExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, config.intermediate_size))
         self.act_fn = ACT2FN[config.hidden_act]
 
+    def __getattr__(self, name: str):
+        value = super().__getattr__(name)
+        if name in ("gate_up_proj", "down_proj") and value.device.type != "meta":
+            # Grouped products are none that autocast knows (https://github.com/pytorch/pytorch/issues/174763).
+            if torch.is_autocast_enabled(value.device.type):
+                return value.to(torch.get_autocast_dtype(value.device.type))
+        return value
+
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """(T, D), (T, K) and (T, K) to (T, D); the reference that `experts_implementation="eager"` runs."""
         output = torch.zeros_like(hidden_states)
-        for expert in range(self.num_experts):  # also those without tokens, so that every weight gets a gradient
+        weights = zip(self.gate_up_proj, self.down_proj, strict=True)
+        for expert, (gate_up, down) in enumerate(weights):  # also without tokens, so that every weight gets a gradient
             token, choice = torch.where(top_k_index == expert)
-            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            gate, up = F.linear(hidden_states[token], gate_up).chunk(2, dim=-1)
+            expert_output = F.linear(self.act_fn(gate) * up, down)
             expert_output = expert_output * top_k_weights[token, choice, None]
             output = output.index_add(0, token, expert_output.to(output.dtype))
         return output

@@ -68,6 +68,21 @@ def test_routers_compute_in_fp32_under_autocast_and_in_bf16(rosetta):
 
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+def test_experts_compute_in_bf16_under_autocast(implementation):
+    """Which leaves fused weights in fp32 by itself."""
+    model = tiny_model()
+    model.set_experts_implementation({"": implementation})
+    experts = model.model.layers[0].mlp.pools["vae"].experts
+    hidden_states = torch.randn(9, 32).bfloat16()
+    index, weights = torch.randint(experts.num_experts, (9, 2)), torch.rand(9, 2).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = experts(hidden_states, index, weights)
+    output.sum().backward()
+    assert {parameter.grad.dtype for parameter in experts.parameters()} == {torch.float32}
+    assert torch.equal(output, experts.bfloat16()(hidden_states, index, weights))
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("kinds", ["t", "tu", "tg"])
 def test_a_batch_without_some_type_still_touches_its_parameters(model, kinds, implementation):
     """Every rank must take part in reducing every gradient."""
