@@ -106,20 +106,30 @@ def load_images(folder: Path, caption_column: str) -> list[tuple[Image.Image, st
     return captioned
 
 
+def load(name: str) -> tuple[RosettaForCausalLMAndImageGeneration, RosettaProcessor, AutoencoderKLFlux2]:
+    """The parts of a released Rosetta; raises a `ValueError` if it does not draw."""
+    model = RosettaForCausalLMAndImageGeneration.from_pretrained(name, dtype=torch.float32)
+    if model.config.token_type_index("noisy_latents") is None:
+        raise ValueError("It does not draw.")
+    processor = RosettaProcessor.from_pretrained(name, trust_remote_code=True)
+    return model, processor, AutoencoderKLFlux2.from_pretrained(name, subfolder="vae").eval()
+
+
 def main(arguments: list[str] | None = None):
     parser = HfArgumentParser([FineTuning, RosettaTrainingArguments], allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
     options, training = parser.parse_args_into_dataclasses(arguments)
     if training.learning_rate is None:
         training.learning_rate = LEARNING_RATES[options.train]
-    captioned = load_images(options.images, options.caption_column)
+    try:
+        captioned = load_images(options.images, options.caption_column)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{error}") from error
+    try:
+        model, processor, vae = load(options.model)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"`model`: '{options.model}' cannot be fine-tuned. {error}") from error
     set_seed(training.seed)
-
-    model = RosettaForCausalLMAndImageGeneration.from_pretrained(options.model, dtype=torch.float32)
-    if model.config.token_type_index("noisy_latents") is None:
-        raise ValueError(f"`model`: '{options.model}' does not draw.")
-    processor = RosettaProcessor.from_pretrained(options.model, trust_remote_code=True)
-    vae = AutoencoderKLFlux2.from_pretrained(options.model, subfolder="vae").eval()
     if options.train == "lora":
         model.add_adapter(lora_config(model.config, r=options.lora_rank, lora_alpha=options.lora_rank))
     elif options.train == "vae":

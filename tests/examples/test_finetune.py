@@ -96,3 +96,9 @@ def test_errors(images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="must hold images"):
         load_images(tmp_path / "empty", "text")
+    for arguments, sentence in (
+        (["--images", str(tmp_path / "none")], "^`images` must be a folder"),
+        (["--images", str(images)], "^`model`: '.*no_model' cannot be fine-tuned"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            main(["--model", str(tmp_path / "no_model"), *arguments])
