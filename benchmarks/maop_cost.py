@@ -1,7 +1,7 @@
 """
-What MAOP costs: time of whole training steps (forward, backward, clipping, update) with it over without it, in turns
-within one run on one model, and the bytes that its operations allocate. Beside it PCGrad, by torchjd, on the gradients
-that each of three tasks has of the shared expert: three backward passes in place of one.
+What MAOP costs: time of whole training steps (forward, backward, clipping, update) with it over without it, each pair
+of updates after the same backward pass, and the bytes that its operations allocate. Beside it PCGrad, by torchjd, on
+the gradients that each of three tasks has of the shared expert: three backward passes in place of one.
 
     python benchmarks/maop_cost.py [--output FILE] [--repeats N]
 """
@@ -62,21 +62,25 @@ def main():
     optimizer = MAOPAdamW(diff_lr_groups(model, config, learning_rate=1e-5), lr=1e-5)
     batch = mixed_batch()
 
-    def step(maop: bool):
-        for group in optimizer.param_groups:
-            group["maop_enabled"] = maop
+    def gradients():
+        optimizer.zero_grad()
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
 
-    step(True)
+    def update(maop: bool):
+        for group in optimizer.param_groups:
+            group["maop_enabled"] = maop
+        optimizer.step()
+
+    gradients()
+    update(True)
     seconds = {True: [], False: []}
     for repeat in range(arguments.repeats):
+        before = timed(gradients)  # the same for both, or its noise would hide what is sought
         for maop in (True, False) if repeat % 2 else (False, True):
-            seconds[maop].append(timed(lambda maop=maop: step(maop)))
+            seconds[maop].append(before + timed(lambda maop=maop: update(maop)))
 
-    model(**batch).loss.backward()
+    gradients()
     for group in optimizer.param_groups:
         group["maop_enabled"] = True
     projection = statistics.median(timed(optimizer._project) for _ in range(arguments.repeats))
@@ -84,7 +88,7 @@ def main():
         optimizer._project()
     for group in optimizer.param_groups:
         group["maop_enabled"] = False
-    with AllocatedBytes() as update:
+    with AllocatedBytes() as adamw:
         optimizer.step()
     optimizer.zero_grad()
 
@@ -94,7 +98,7 @@ def main():
         "MAOP itself over the step": projection / statistics.median(seconds[False]),
         "bytes allocated by MAOP, all together": own.total,
         "largest allocation by MAOP": own.largest,
-        "largest allocation by AdamW": update.largest,
+        "largest allocation by AdamW": adamw.largest,
         "bytes of the shared expert": sum(p.numel() * p.element_size() for p in shared),
         **pcgrad(model, optimizer, shared, max(3, arguments.repeats // 4)),
     }
