@@ -15,7 +15,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,6 +32,7 @@ from transformers.utils import can_return_tuple
 from .attention_blocks_rosetta import visible_blocks
 from .configuration_rosetta import RosettaConfig
 from .features_rosetta import FeatureIn, FeatureOut
+from .generation_rosetta import RosettaGenerationMixin
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
 from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
 from .positions_rosetta import clip_index, get_rope_index, image_index, positions_in_sequence
@@ -627,7 +627,7 @@ class RosettaOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMixin):
+class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenerationMixin):
     """Rosetta with its two heads: the next token, and the velocity of the images to draw."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -815,31 +815,6 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, GenerationMix
             elif attention_mask is not None and attention_mask.ndim == 2:
                 real = attention_mask.bool()
         return dict(zip(self.config.pools, layout.pools.split(real.flatten()), strict=True))
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """M-RoPE positions (3, B, S) of the prompt; `generate` extends them by one a token."""
-        cache = model_kwargs.get("past_key_values")
-        token_type_ids = model_kwargs.get("token_type_ids")
-        if token_type_ids is None or (cache is not None and cache.get_seq_length() > 0):
-            positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-            return positions.expand(3, *positions.shape)
-        grids = self.model.image_grids(model_kwargs.get("image_grid_thw"), model_kwargs.get("latent_grid_hw"))
-        return get_rope_index(token_type_ids, grids, model_kwargs.get("attention_mask"))
-
-    def _validate_model_kwargs(self, model_kwargs):
-        own = [key for t in self.config.feature_types.values() for key in self.config.feature_keys(t)]
-        super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in own})
-
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            # Images and features are in the cache after the prompt.
-            features = [key for t in self.config.feature_types.values() for key in self.config.feature_keys(t)]
-            for key in ("pixel_values", "image_grid_thw", "noisy_latents", "latent_grid_hw", "timesteps", *features):
-                model_inputs.pop(key, None)
-        return model_inputs
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:

@@ -1,5 +1,6 @@
 """`generate` with images and without, with a cache and without, padded and not."""
 
+import pytest
 import torch
 
 from modeling_rosetta.positions_rosetta import get_rope_index
@@ -41,19 +42,41 @@ def test_generation_continues_what_a_full_forward_predicts(model):
         inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.zeros(1, 1, dtype=torch.long)], dim=1)
 
 
+def left_padded(prompts: list[dict]) -> dict:
+    length = max(p["input_ids"].shape[1] for p in prompts)
+    batch = {
+        key: torch.cat([torch.nn.functional.pad(p[key], (length - p[key].shape[1], 0)) for p in prompts])
+        for key in ("input_ids", "token_type_ids")
+    }
+    real = [torch.arange(length) >= length - p["input_ids"].shape[1] for p in prompts]
+    batch["attention_mask"] = torch.stack(real).long()
+    for key in ("pixel_values", "image_grid_thw", "noisy_latents", "latent_grid_hw", "timesteps"):
+        if values := [p[key] for p in prompts if key in p]:
+            batch[key] = torch.cat(values)
+    return batch
+
+
 def test_batched_generation_with_left_padding_is_each_prompt_alone(model):
     prompts = [prompt("tut", 1), prompt("t", 2)]
-    length = max(p["input_ids"].shape[1] for p in prompts)
-    batch = {"pixel_values": prompts[0]["pixel_values"], "image_grid_thw": prompts[0]["image_grid_thw"]}
-    for key in ("input_ids", "token_type_ids"):
-        rows = [torch.nn.functional.pad(p[key], (length - p[key].shape[1], 0)) for p in prompts]
-        batch[key] = torch.cat(rows)
-    batch["attention_mask"] = torch.stack(
-        [torch.arange(length) >= length - p["input_ids"].shape[1] for p in prompts]
-    ).long()
-    together = greedy(model, batch)
+    together = greedy(model, left_padded(prompts))
     for row, p in zip(together, prompts, strict=True):
         assert torch.equal(row, greedy(model, p)[0])
+
+
+def test_each_beam_of_each_prompt_has_the_images_of_that_prompt(model):
+    prompts = [prompt("tugt", 1), prompt("t", 2), prompt("tuut", 3), prompt("gtgt", 4)]
+    batch = left_padded(prompts)
+    batch["position_ids"] = model._prepare_position_ids_for_generation(batch["input_ids"], batch)
+    ids, inputs = model._expand_inputs_for_generation(expand_size=2, input_ids=batch.pop("input_ids"), **batch)
+    with torch.no_grad():
+        rows = model(input_ids=ids, **inputs, logits_to_keep=1).logits
+        for index, p in enumerate(prompts):
+            alone = model(**p, logits_to_keep=1).logits[0]
+            for row in rows[2 * index : 2 * index + 2]:
+                torch.testing.assert_close(row, alone, rtol=0, atol=3e-5)
+    assert greedy(model, prompts[0], num_beams=3).shape == (1, 6)
+    with pytest.raises(ValueError, match="`pixel_values` has 4 entries, but the prompts need"):
+        greedy(model, {**prompts[0], "pixel_values": prompts[0]["pixel_values"][:4]}, num_beams=3)
 
 
 def test_an_image_in_the_prompt_changes_the_answer_and_beams_work(rosetta):
