@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --output_dir outputs/quickstart
 
+# Two processes with a thread each: more threads than cores wait for one another.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 style: $(VENV)/installed
 	$(BIN)/ruff check .
