@@ -162,6 +162,13 @@ class RosettaTrainer(Trainer):
         )
         return prepared
 
+    def _run_epoch(self, *args, **kwargs):
+        """As transformers', but a finished run that is resumed is not given another step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, which accelerate wraps."""

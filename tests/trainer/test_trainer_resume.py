@@ -53,6 +53,14 @@ def test_resumed_run_is_the_uninterrupted_one(step, run, tmp_path):
     assert actual == expected
 
 
+def test_a_finished_run_that_is_resumed_stays_as_it_is(run, tmp_path):
+    """As after an interruption between the last checkpoint and what is saved in the end."""
+    model, _ = run(max_steps=5, save_strategy="steps", save_steps=5)  # in the middle of an epoch
+    resumed, trainer = run(resume_from=str(tmp_path / "checkpoint-5"), max_steps=5, output_dir=tmp_path / "resumed")
+    assert trainer.state.global_step == 5
+    assert _equal(model, resumed)
+
+
 def test_nothing_of_the_run_is_kept_in_the_model(run, tiny_model):
     model, _ = run()
     fresh = tiny_model()
