@@ -30,12 +30,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), TARGETS_CHUNK):
             chunk = slice(start, start + TARGETS_CHUNK)
             hidden, target = hidden_states[chunk], targets[chunk, None]
-            logits = F.linear(hidden, weight).float()
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, target)).sum()
+            log_probabilities = F.linear(hidden, weight).float().log_softmax(-1)
+            loss -= log_probabilities.gather(1, target).sum()
 
-            gradient = logits.sub_(normalizer).exp_()  # softmax - one-hot
-            gradient.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+            gradient = log_probabilities.exp_()  # softmax - one-hot
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
             gradient = gradient.to(weight.dtype)
             if hidden_gradient is not None:
                 torch.mm(gradient, weight, out=hidden_gradient[chunk])
