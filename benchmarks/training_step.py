@@ -1,5 +1,6 @@
 """
-Time of a training step (forward and backward) over the time of the bare matrix products of its active parameters.
+Time of a training step (forward and backward) over the time of its bare matrix products: those of the active
+parameters, and attention's with the keys that a token sees. The visual towers' are left out.
 
 Rosetta, MoE and MoT are measured beside transformers' `Qwen3MoeForCausalLM` of the same active size, in turns within
 one run, so that only ratios matter. Prints a table and writes it as JSON.
@@ -24,6 +25,7 @@ from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration
 
 
 TOKENS, WIDTH, EXPERT_WIDTH, LAYERS, VOCABULARY = 1533, 512, 1536, 4, 8192
+THIRD = TOKENS // 3  # 511 = 7 * 73
 HEADS, KV_HEADS, HEAD_DIM = 8, 4, 64
 ACTIVE_EXPERTS = 3  # two routed and one shared; three routed in Qwen3Moe
 SIZES = {
@@ -54,17 +56,27 @@ VISUAL_SIZES = {  # as small as they go: the towers are not what is measured
 }
 
 
-def bare_matrix_products() -> Callable[[], None]:
-    """The products of the active parameters' matrices with the tokens: forward, and both gradients."""
+def bare_matrix_products(num_targets: int, images: list[tuple[int, int]]) -> Callable[[], None]:
+    """Forward and both gradients of: each active matrix with all tokens, the head with those that have a target, and
+    attention, causal but for the `images` (start and end), by 64 queries at a time, the fastest of 64 to 1533."""
     query, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     layer = [(WIDTH, query), (WIDTH, kv), (WIDTH, kv), (query, WIDTH)]
     layer += ACTIVE_EXPERTS * [(WIDTH, 2 * EXPERT_WIDTH), (EXPERT_WIDTH, WIDTH)]
-    shapes = LAYERS * layer + [(WIDTH, VOCABULARY)]
-    operands = [(torch.randn(TOKENS, i), torch.randn(o, i), torch.randn(TOKENS, o)) for i, o in shapes]
+    shapes = [(TOKENS, i, o) for i, o in LAYERS * layer] + [(num_targets, WIDTH, VOCABULARY)]
+    linear = [(torch.randn(t, i), torch.randn(o, i), torch.randn(t, o)) for t, i, o in shapes]
+    attention = []
+    for start in range(0, TOKENS, 64):
+        stop = min(start + 64, TOKENS)
+        keys = max([stop] + [end for begin, end in images if begin < stop and start < end])
+        shapes = (stop - start, HEAD_DIM), (keys, HEAD_DIM), (stop - start, keys)
+        attention.append([torch.randn(HEADS, *shape) for shape in shapes])
 
     def products():
-        for tokens, weight, gradient in operands:
+        for tokens, weight, gradient in linear:
             tokens @ weight.T, gradient @ weight, gradient.T @ tokens
+        for _ in range(2 * LAYERS):  # scores and output are a product each, of the same three kinds
+            for queries, keys, scores in attention:
+                queries @ keys.mT, scores @ keys, scores.mT @ queries
 
     return products
 
@@ -77,13 +89,12 @@ def text_batch() -> dict:
 def mixed_batch() -> dict:
     """A third of the tokens of each type: text, one image to understand, one to draw."""
     batch = text_batch()
-    third = TOKENS // 3  # 511 = 7 * 73
-    types = torch.tensor([0] * (TOKENS - 2 * third) + [1] * third + [2] * third)[None]
+    types = torch.arange(3).repeat_interleave(THIRD)[None]
     batch["token_type_ids"] = types
     batch["labels"] = batch["labels"].masked_fill(types > 0, -100)
-    batch["pixel_values"] = torch.randn(4 * third, 3 * 2 * 2 * 2)
+    batch["pixel_values"] = torch.randn(4 * THIRD, 3 * 2 * 2 * 2)
     batch["image_grid_thw"] = torch.tensor([[1, 14, 146]])
-    batch["noisy_latents"] = batch["velocity_labels"] = torch.randn(third, 16)
+    batch["noisy_latents"] = batch["velocity_labels"] = torch.randn(THIRD, 16)
     batch["latent_grid_hw"] = torch.tensor([[7, 73]])
     batch["timesteps"] = torch.rand(1)
     return batch
@@ -113,7 +124,8 @@ def steps() -> dict[str, Callable[[], None]]:
         output_router_logits=True,
     )
     return {
-        "bare matrix products": bare_matrix_products(),
+        "bare products, text": bare_matrix_products(TOKENS - 1, images=[]),
+        "bare products, mixed": bare_matrix_products(THIRD - 1, [(THIRD, 2 * THIRD), (2 * THIRD, TOKENS)]),
         "Qwen3Moe, text": training_step(Qwen3MoeForCausalLM(qwen), text_batch()),
         "Rosetta, text": rosetta(RosettaConfig, text_batch()),
         "Rosetta, mixed": rosetta(RosettaConfig, mixed_batch()),
@@ -130,10 +142,10 @@ def main():
 
     torch.manual_seed(0)
     seconds = seconds_in_turns(steps(), arguments.repeats)
-    floor = seconds["bare matrix products"]
-    rows = {
-        name: {"seconds": statistics.median(times), "ratio": ratio(times, floor)} for name, times in seconds.items()
-    }
+    rows = {}
+    for name, times in seconds.items():
+        floor = seconds[f"bare products, {name.split(', ')[1]}"]
+        rows[name] = {"seconds": statistics.median(times), "ratio": ratio(times, floor)}
     print(f"{'':24}{'seconds':>10}{'ratio':>8}{'min':>8}{'max':>8}")
     for name, row in rows.items():
         print(f"{name:24}{row['seconds']:10.3f}" + "".join(f"{figure:8.2f}" for figure in row["ratio"].values()))
