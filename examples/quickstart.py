@@ -161,7 +161,7 @@ def main():
     train_projectors(model)
     train("MMU, projectors", {"MMU": 0.8, "LM": 0.2}, num_steps=60, learning_rate=3e-3, maop=False)
     train_backbone(model)
-    train("MMU", {"MMU": 0.8, "LM": 0.2}, num_steps=200, learning_rate=1e-3, maop=False)
+    train("MMU", {"MMU": 0.8, "LM": 0.2}, num_steps=500, learning_rate=1e-3, maop=False)
     evaluate("MMU")
 
     # Visual generation: mount the VAE's experts; DiffLR, shielding, then MAOP (3.3, C.1.3)
