@@ -1,7 +1,8 @@
 """
 What MAOP costs: time of whole training steps (forward, backward, clipping, update) with it over without it, each pair
 of updates after the same backward pass, and the bytes that its operations allocate. Beside it PCGrad, by torchjd, on
-the gradients that each of three tasks has of the shared expert: three backward passes in place of one.
+the gradients that each of three tasks has of the shared expert: three backward passes in place of one. torchjd is
+in the extra `benchmarks`.
 
     python benchmarks/maop_cost.py [--output FILE] [--repeats N]
 """
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+from torchjd.aggregation import PCGrad  # noqa: E402
 from training_step import EXPERT_WIDTH, SIZES, VISUAL_SIZES, mixed_batch, text_batch  # noqa: E402
 from turns import ratio, seconds_in_turns, write  # noqa: E402
 
@@ -109,8 +111,6 @@ def main():
 def pcgrad(model, optimizer, shared: list[torch.nn.Parameter], repeats: int) -> dict:
     """Steps on three batches, one a task, with MAOP on the sum of their losses, and with PCGrad: on the shared expert,
     the other gradients being added up, and on all parameters."""
-    from torchjd.aggregation import PCGrad
-
     batches = [text_batch(), mixed_batch(), mixed_batch()]
     trained = [p for p in model.parameters() if p.requires_grad]
     aggregate = PCGrad()
