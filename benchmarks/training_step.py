@@ -1,6 +1,7 @@
 """
 Time of a training step (forward and backward) over the time of its bare matrix products: those of the active
-parameters, and attention's with the keys that a token sees. The visual towers' are left out.
+parameters, and attention's with the keys that a token sees; and over the parameters' alone. The visual towers' are
+left out of both.
 
 Rosetta, MoE and MoT are measured beside transformers' `Qwen3MoeForCausalLM` of the same active size, in turns within
 one run, so that only ratios matter. Prints a table and writes it as JSON.
@@ -56,26 +57,34 @@ VISUAL_SIZES = {  # as small as they go: the towers are not what is measured
 }
 
 
-def bare_matrix_products(num_targets: int, images: list[tuple[int, int]]) -> Callable[[], None]:
-    """Forward and both gradients of: each active matrix with all tokens, the head with those that have a target, and
-    attention, causal but for the `images` (start and end), by 64 queries at a time, the fastest of 64 to 1533."""
+def parameters_products(num_targets: int) -> Callable[[], None]:
+    """Forward and both gradients of each active matrix with all tokens, of the head with those that have a target."""
     query, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     layer = [(WIDTH, query), (WIDTH, kv), (WIDTH, kv), (query, WIDTH)]
     layer += ACTIVE_EXPERTS * [(WIDTH, 2 * EXPERT_WIDTH), (EXPERT_WIDTH, WIDTH)]
     shapes = [(TOKENS, i, o) for i, o in LAYERS * layer] + [(num_targets, WIDTH, VOCABULARY)]
-    linear = [(torch.randn(t, i), torch.randn(o, i), torch.randn(t, o)) for t, i, o in shapes]
-    attention = []
+    operands = [(torch.randn(t, i), torch.randn(o, i), torch.randn(t, o)) for t, i, o in shapes]
+
+    def products():
+        for tokens, weight, gradient in operands:
+            tokens @ weight.T, gradient @ weight, gradient.T @ tokens
+
+    return products
+
+
+def attention_products(images: list[tuple[int, int]]) -> Callable[[], None]:
+    """Forward and both gradients of scores and output, causal but for the `images` (start and end), by 64 queries at a
+    time, the fastest of 64 to 1533."""
+    operands = []
     for start in range(0, TOKENS, 64):
         stop = min(start + 64, TOKENS)
         keys = max([stop] + [end for begin, end in images if begin < stop and start < end])
         shapes = (stop - start, HEAD_DIM), (keys, HEAD_DIM), (stop - start, keys)
-        attention.append([torch.randn(HEADS, *shape) for shape in shapes])
+        operands.append([torch.randn(HEADS, *shape) for shape in shapes])
 
     def products():
-        for tokens, weight, gradient in linear:
-            tokens @ weight.T, gradient @ weight, gradient.T @ tokens
         for _ in range(2 * LAYERS):  # scores and output are a product each, of the same three kinds
-            for queries, keys, scores in attention:
+            for queries, keys, scores in operands:
                 queries @ keys.mT, scores @ keys, scores.mT @ queries
 
     return products
@@ -124,8 +133,10 @@ def steps() -> dict[str, Callable[[], None]]:
         output_router_logits=True,
     )
     return {
-        "bare products, text": bare_matrix_products(TOKENS - 1, images=[]),
-        "bare products, mixed": bare_matrix_products(THIRD - 1, [(THIRD, 2 * THIRD), (2 * THIRD, TOKENS)]),
+        "products of parameters, text": parameters_products(TOKENS - 1),
+        "products of parameters, mixed": parameters_products(THIRD - 1),
+        "products of attention, text": attention_products(images=[]),
+        "products of attention, mixed": attention_products(images=[(THIRD, 2 * THIRD), (2 * THIRD, TOKENS)]),
         "Qwen3Moe, text": training_step(Qwen3MoeForCausalLM(qwen), text_batch()),
         "Rosetta, text": rosetta(RosettaConfig, text_batch()),
         "Rosetta, mixed": rosetta(RosettaConfig, mixed_batch()),
@@ -144,11 +155,17 @@ def main():
     seconds = seconds_in_turns(steps(), arguments.repeats)
     rows = {}
     for name, times in seconds.items():
-        floor = seconds[f"bare products, {name.split(', ')[1]}"]
-        rows[name] = {"seconds": statistics.median(times), "ratio": ratio(times, floor)}
-    print(f"{'':24}{'seconds':>10}{'ratio':>8}{'min':>8}{'max':>8}")
+        batch = name.split(", ")[1]
+        parameters, attention = (seconds[f"products of {part}, {batch}"] for part in ("parameters", "attention"))
+        rows[name] = {
+            "seconds": statistics.median(times),
+            "over all": ratio(times, [sum(pair) for pair in zip(parameters, attention, strict=True)]),
+            "over the parameters'": ratio(times, parameters),
+        }
+    print(f"{'':30}{'seconds':>8}{'over all: median, min, max':>32}{'over the parameters':>27}")
     for name, row in rows.items():
-        print(f"{name:24}{row['seconds']:10.3f}" + "".join(f"{figure:8.2f}" for figure in row["ratio"].values()))
+        ratios = [*row["over all"].values(), *row["over the parameters'"].values()]
+        print(f"{name:30}{row['seconds']:8.3f}     " + "".join(f"{figure:9.2f}" for figure in ratios))
     settings = {"tokens": TOKENS, "threads": torch.get_num_threads(), "torch": torch.__version__}
     write(arguments.output, {"settings": settings, "rows": rows})
 
