@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from numbers import Real
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,7 @@ class RosettaPipeline(DiffusionPipeline):
         prompt,
         num_inference_steps,
         sigmas,
+        guidance_scale,
         num_images_per_prompt,
         generator,
         output_type,
@@ -115,6 +117,8 @@ class RosettaPipeline(DiffusionPipeline):
             steps = np.asarray([*sigmas, 0.0])
             if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
                 raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
+        if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if output_type != "latent" and self.vae is None:
@@ -269,6 +273,7 @@ class RosettaPipeline(DiffusionPipeline):
             prompt,
             num_inference_steps,
             sigmas,
+            guidance_scale,
             num_images_per_prompt,
             generator,
             output_type,

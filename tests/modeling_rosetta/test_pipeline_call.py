@@ -103,6 +103,8 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("sigmas", [0.5, 1.0]),
         ("sigmas", [1.0, 0.0]),
         ("sigmas", [1.5, 0.5]),
+        ("guidance_scale", "high"),
+        ("guidance_scale", float("nan")),
         ("generator", seeded(1, 2)),
         ("latents", noise(2)),
         ("output_type", "jpeg"),
