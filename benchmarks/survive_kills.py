@@ -37,7 +37,7 @@ from trainer import (  # noqa: E402
     last_complete_checkpoint,
     train_backbone,
 )
-from trainer.checkpoints import SAVING  # noqa: E402
+from trainer.checkpoints.folders import SAVING  # noqa: E402
 
 
 SAVE_STEPS = 2

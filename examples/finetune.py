@@ -37,9 +37,9 @@ from trainer import (  # noqa: E402
     train_backbone,
     train_token_types,
 )
-from trainer.lora import lora_config  # noqa: E402
-from trainer.repository import save_repository_of  # noqa: E402
-from trainer.sharding import unsharded_model  # noqa: E402
+from trainer.checkpoints.sharding import unsharded_model  # noqa: E402
+from trainer.stages.lora import lora_config  # noqa: E402
+from trainer.stages.repository import save_repository_of  # noqa: E402
 
 
 DEFAULTS = {

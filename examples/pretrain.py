@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaProcessor  # noqa: E402
 from trainer import RosettaDataCollator, RosettaTrainer, train_backbone, train_projectors  # noqa: E402
-from trainer.checkpoints import last_complete_checkpoint  # noqa: E402
+from trainer.checkpoints.folders import last_complete_checkpoint  # noqa: E402
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
-from trainer.recipe import read_recipe  # noqa: E402
-from trainer.repository import save_repository_of  # noqa: E402
-from trainer.starting_point import missing_token_types, write_starting_point  # noqa: E402
+from trainer.stages.recipe import read_recipe  # noqa: E402
+from trainer.stages.repository import save_repository_of  # noqa: E402
+from trainer.stages.starting_point import missing_token_types, write_starting_point  # noqa: E402
 
 
 def main(arguments: list[str]):

@@ -1,17 +1,17 @@
 """Training of Rosetta: the Trainer, its optimizer and its data."""
 
-from .checkpoints import last_complete_checkpoint
+from .checkpoints.folders import last_complete_checkpoint
 from .data import DataSource, RosettaDataStream
-from .data_collator import RosettaDataCollator
-from .flops import training_flops
+from .data.collator import RosettaDataCollator
+from .figures.flops import training_flops
 from .flow_matching import flow_matching_targets, sample_timesteps
-from .freezing import train_backbone, train_projectors, train_token_types
-from .maop import MAOPAdamW
-from .optimizer_state import carry_over_optimizer_state
-from .param_groups import diff_lr_groups
+from .optimizer.carry_over import carry_over_optimizer_state
+from .optimizer.diff_lr import diff_lr_groups
+from .optimizer.maop import MAOPAdamW
 from .rosetta_trainer import RosettaTrainer
+from .stages.freezing import train_backbone, train_projectors, train_token_types
+from .stages.training_record import load_training_record, save_training_record, training_record
 from .training_arguments import RosettaTrainingArguments
-from .training_record import load_training_record, save_training_record, training_record
 
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 import torch
 
+from modeling_rosetta.positions_rosetta import clip_index
+
 
 def sample_timesteps(
     num_images: int,
@@ -86,4 +88,47 @@ def feature_flow_targets(
     return (1 - t) * features + t * noise, timesteps, noise - features
 
 
-__all__ = ["feature_flow_targets", "flow_matching_targets", "sample_timesteps"]
+def generated_feature_keys(config) -> dict[str, tuple[str, str, str]]:
+    """For each generated token type that embeds from features, its batch keys: features, timesteps, velocities."""
+    return {t["name"]: config.feature_keys(t) for t in config.feature_types.values() if config.is_generated(t)}
+
+
+def noised_batch(
+    batch: dict[str, torch.Tensor],
+    config,
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> dict[str, torch.Tensor]:
+    """
+    A batch with noise drawn for its clean `latents` and features, as the model takes it. What a batch brings with
+    noise already, as `noisy_latents` or with timesteps, is left alone.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`): of the collator; it is not changed.
+        config (`RosettaConfig`)
+        logit_mean, logit_std, generator: as for [`flow_matching_targets`].
+    """
+    batch = dict(batch)
+    latents = batch.pop("latents", None)
+    if latents is not None:
+        batch["noisy_latents"], batch["timesteps"], batch["velocity_labels"] = flow_matching_targets(
+            latents, batch["latent_grid_hw"], logit_mean, logit_std, generator
+        )
+    indices = {t["name"]: index for index, t in config.feature_types.items()}
+    for name, (source, timesteps, velocity_labels) in generated_feature_keys(config).items():
+        if batch.get(source) is not None and batch.get(timesteps) is None:
+            clips = clip_index(batch["token_type_ids"], indices[name], batch.get("sequence_ids"))
+            batch[source], batch[timesteps], batch[velocity_labels] = feature_flow_targets(
+                batch[source], clips[clips >= 0], logit_mean, logit_std, generator
+            )
+    return batch
+
+
+__all__ = [
+    "feature_flow_targets",
+    "flow_matching_targets",
+    "generated_feature_keys",
+    "noised_batch",
+    "sample_timesteps",
+]

@@ -1,45 +1,32 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
 import contextlib
-import json
 import math
 import os
 import random
-from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_rosetta import RosettaPipeline
-from modeling_rosetta.positions_rosetta import clip_index
-
-from .batch_counts import count_batch
-from .checkpoints import SAVING, flush_to_disk, publish_folder, remove_unfinished, rotate_checkpoints
-from .data import REASONS, TASKS, RosettaDataStream, StreamLoader
+from .checkpoints.sharding import routers_in_fp32, unsharded_model
+from .checkpoints.whole_checkpoints import WholeCheckpoints
+from .data import RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
-from .flops import peak_flops, training_flops
-from .flow_matching import feature_flow_targets, flow_matching_targets
-from .maop import MAOPAdamW
-from .nonfinite_guard import NonfiniteGuard, spread_nonfinite
-from .optimizer_state import carry_over_optimizer_state, find_optimizer_state
-from .param_groups import clean_parameter_name, diff_lr_groups
-from .running_figures import RunningFigures
-from .sharding import routers_in_fp32, unsharded_model
-from .throughput import Throughput
+from .figures.batch_counts import count_targets
+from .figures.flops import peak_flops, training_flops
+from .figures.throughput import Throughput
+from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
+from .flow_matching import generated_feature_keys, noised_batch
+from .optimizer.carry_over import carry_over_optimizer_state, find_optimizer_state
+from .optimizer.diff_lr import diff_lr_groups
+from .optimizer.maop import MAOPAdamW
+from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
+from .optimizer.weight_average import WeightAverage
+from .stages.repository import publish
 from .training_arguments import RosettaTrainingArguments
-from .training_record import load_training_record, save_training_record, training_record
-from .weight_average import WeightAverage
 
 
-# Of no interest but for the share of the peak.
-UNSEEN_UNITS = ("attention_pairs", "vit_pairs")
-
-
-class RosettaTrainer(Trainer):
+class RosettaTrainer(WholeCheckpoints):
     """
     [`~transformers.Trainer`] for [`RosettaForCausalLMAndImageGeneration`]. It takes batches with clean `latents`
     `(L, C)` and `latent_grid_hw` `(I, 2)`, and
@@ -87,15 +74,14 @@ class RosettaTrainer(Trainer):
         self._stream_loader = None
         if isinstance(self.train_dataset, RosettaDataStream):
             args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
-        self._is_saving = False
         self._guard = NonfiniteGuard(args.max_nonfinite_steps, args.device)
         self._average = None if args.ema_decay is None else WeightAverage(args.ema_decay)
         if self._average is not None:
             self.add_callback(self._average)
         if args.optimizer_state_from is not None:
             find_optimizer_state(args.optimizer_state_from)
-        self._training_figures = self._new_figures()
-        self._evaluation_figures = self._new_figures()
+        self._training_figures = TrainingFigures(self.model.config, args.device)
+        self._evaluation_figures = TrainingFigures(self.model.config, args.device)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW with MAOP over the parameter groups of DiffLR."""
@@ -132,25 +118,25 @@ class RosettaTrainer(Trainer):
         )
         return self._stream_loader
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """As transformers'. Goes on from the last complete checkpoint if `resume_from_checkpoint` is `True`; see
-        [`last_complete_checkpoint`] for a script that also starts the run."""
-        if self.args.should_save:
-            remove_unfinished(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+    def train(self, *args, **kwargs):
+        """As transformers', and in the end saves the averages as `output_dir/ema`."""
+        output = super().train(*args, **kwargs)
         if self._average is not None:
-            self._save_average()
+            averages = self._average.full_tensors(self.is_world_process_zero())
+            model = unsharded_model(self.accelerator, self.model_wrapped)
+            if model is not None:
+                self.save_whole_model("ema", model, self._average.averaged_state_dict(model, averages))
+            self.accelerator.wait_for_everyone()
         return output
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        with routers_in_fp32():
+        with routers_in_fp32(self.accelerator, self.model):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if resume_from_checkpoint is not None and self._stream_loader is not None:
-            self._stream_loader.load_state_dict(json.loads(self._position_file(resume_from_checkpoint).read_text()))
         self._guard.load(resume_from_checkpoint)
         if self._average is not None:
             self._average.start(self.model, resume_from_checkpoint)
+        if self._stream_loader is not None and resume_from_checkpoint is not None:
+            self._stream_loader.load(resume_from_checkpoint)
         if self.args.optimizer_state_from is not None and resume_from_checkpoint is None:
             carry_over_optimizer_state(self._plain_optimizer, self.args.optimizer_state_from)
         peak = peak_flops(self.args.device)
@@ -184,79 +170,14 @@ class RosettaTrainer(Trainer):
                 self._guard.read()
         return norm
 
-    def _get_output_dir(self, trial):
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, SAVING) if self._is_saving else folder
+    @property
+    def checkpoint_parts(self):
+        return [part for part in (self._guard, self._average, self._stream_loader) if part is not None]
 
     def _save_checkpoint(self, model, trial):
-        """As transformers', but the checkpoint is whole or not there at all: all ranks write into a folder that gets
-        its name in the end. Ranks must see one file system, or save on each node (`save_on_each_node`)."""
         self._guard.read()  # a run that is lost saves no more
-        run_dir, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staged = os.path.join(run_dir, SAVING, name)
         with self._throughput.paused():
-            self._is_saving = True
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._is_saving = False
-            if self.state.best_model_checkpoint == staged:
-                self.state.best_model_checkpoint = os.path.join(run_dir, name)
-                if self.args.should_save:
-                    self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-            self.accelerator.wait_for_everyone()
-            if self.is_local_process_zero():
-                flush_to_disk(staged)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                publish_folder(name, run_dir)
-                best = os.path.basename(self.state.best_model_checkpoint or name)
-                rotate_checkpoints(run_dir, self.args.save_total_limit, keep=[name, best])
-            self.accelerator.wait_for_everyone()
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self._guard.save(output_dir)
-        if self._average is not None:
-            self._average.save(output_dir, self.args.should_save)
-
-    def _save_average(self):
-        """Saves the model with the averages in place of its trained weights, as `output_dir/ema`."""
-        averages = self._average.full_tensors(self.is_world_process_zero())
-        model = unsharded_model(self.accelerator, self.model_wrapped)
-        if model is not None:
-            average_of = {
-                param: averages[clean_parameter_name(name)]
-                for name, param in model.named_parameters()
-                if clean_parameter_name(name) in averages
-            }
-            state_dict = model.state_dict()
-            for name, param in model.named_parameters(remove_duplicate=False):  # tied weights under each name
-                if param in average_of:
-                    state_dict[name] = average_of[param].to(param.dtype)
-            staged = Path(self.args.output_dir, SAVING, "ema")
-            model.save_pretrained(staged, state_dict=state_dict)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(staged)
-            flush_to_disk(staged)
-            publish_folder("ema", self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Saves the model so that `from_pretrained` loads it. A sharded model is gathered first, on all ranks; only
-        within checkpoints does it stay in shards where FSDP's `state_dict_type` says so."""
-        if not self.is_fsdp_enabled:
-            return super().save_model(output_dir, _internal_call)
-        if _internal_call and "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            return None
-        model = unsharded_model(self.accelerator, self.model)
-        if model is not None:
-            output_dir = self.args.output_dir if output_dir is None else output_dir
-            model.save_pretrained(output_dir)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-        self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
 
     @property
     def is_shielding(self) -> bool:
@@ -264,13 +185,13 @@ class RosettaTrainer(Trainer):
         return self.state.global_step < self.args.shield_steps
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one optimizer step, and the counts of [`_count_targets`] over all of them and all
+        """The micro-batches of one optimizer step, and the counts of [`count_targets`] over all of them and all
         ranks."""
         self._noise.manual_seed(self._noise_seed(self.state.global_step))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(2 + len(self._generated_features), dtype=torch.long, device=device)
         for batch in batches:
-            counts += self._count_targets(batch).to(device)
+            counts += count_targets(batch, self.model.config).to(device)
         return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -287,7 +208,7 @@ class RosettaTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
         Args:
-            num_items_in_batch (`torch.Tensor`, *optional*): the counts of [`_count_targets`] over the
+            num_items_in_batch (`torch.Tensor`, *optional*): the counts of [`count_targets`] over the
                 global batch. By default the loss is that of `inputs` on their own.
 
         Raises:
@@ -297,10 +218,10 @@ class RosettaTrainer(Trainer):
         targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
-        own_counts = self._count_targets(inputs)
+        own_counts = count_targets(inputs, self.model.config)
         counts = own_counts if num_items_in_batch is None else num_items_in_batch
         outputs = model(
-            **self._with_noise(inputs),
+            **noised_batch(inputs, self.model.config, self.args.logit_mean, self.args.logit_std, self._noise),
             num_text_targets=counts[0],
             num_latent_images=counts[1],
             num_feature_targets=dict(zip(self._generated_features, counts[2:], strict=True)),
@@ -315,7 +236,7 @@ class RosettaTrainer(Trainer):
             balance = self.model.config.router_aux_loss_coef * outputs.aux_loss
             loss = micro_batches * (loss - balance) + balance
         figures = self._training_figures if model.training else self._evaluation_figures
-        self._add_figures(figures, inputs, outputs, own_counts, counts)
+        figures.add_batch(inputs, outputs, own_counts, counts)
         if model.training:
             loss = spread_nonfinite(loss)
         return (loss, outputs) if return_outputs else loss
@@ -346,7 +267,7 @@ class RosettaTrainer(Trainer):
             logs.update({name: figure for name, figure in figures.items() if name not in UNSEEN_UNITS})
             logs["nonfinite_steps"] = self._guard.read()
             if self._stream_loader is not None:
-                logs.update(self._skipped_records())
+                logs.update(self._stream_loader.skipped_on_all_ranks(self.accelerator))
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
                 figures = self._plain_optimizer.maop_figures()
@@ -387,46 +308,19 @@ class RosettaTrainer(Trainer):
         Raises:
             ValueError: before anything is saved, if an argument is not as it must be or a part is missing.
         """
-        # Only this method knows the Hub, and only when it is called.
-        from hub_upload import push
-
         if not blocking:
             raise ValueError("`blocking` must be True: the one commit is made when all files have arrived.")
-        if self.args.hub_model_id is None:
-            raise ValueError("`args.hub_model_id` must be the id of the repository, such as 'name/model'; it is None.")
-        if not hasattr(self.processing_class, "draw_prompt"):
-            raise ValueError(
-                "`processing_class` of the trainer must be a RosettaProcessor to be published with the model, got "
-                f"{type(self.processing_class).__name__}."
-            )
-        vae = self.vae if vae is None else vae
-        if vae is None and self.model.config.token_type_index("noisy_latents") is not None:
-            raise ValueError("`vae` must be given: the model draws, and its repository decodes with the VAE.")
-        model = unsharded_model(self.accelerator, self.model_wrapped)
-        if model is None:
-            return None
-        folder = Path(self.args.output_dir) / "repository"
-        stages = load_training_record(model.name_or_path) if model.name_or_path else []
-        pipeline = RosettaPipeline(model, vae, FlowMatchEulerDiscreteScheduler(), self.processing_class)
-        pipeline.save_pretrained(folder)
-        save_training_record(folder, [*stages, training_record(self, stage, data)])
-        return push(
-            folder,
-            self.args.hub_model_id,
+        return publish(
+            self,
+            self.vae if vae is None else vae,
+            stage,
+            data,
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             commit_message=commit_message,
             token=token or self.args.hub_token,
             **kwargs,
         )
-
-    def _save_rng_state(self, output_dir):
-        super()._save_rng_state(output_dir)
-        if self._stream_loader is not None:
-            self._position_file(output_dir).write_text(json.dumps(self._stream_loader.state_dict()))
-
-    def _position_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"data_position_{self.args.process_index}.json"
 
     def _check_sharding(self):
         if self.is_fsdp_enabled:
@@ -437,14 +331,6 @@ class RosettaTrainer(Trainer):
                 f"FSDP was asked for, but accelerate does not shard on {self.args.device.type!r} devices; it would "
                 "replicate the model instead. Leave FSDP out there."
             )
-
-    def _skipped_records(self) -> dict[str, int]:
-        """Numbers of records that all ranks have skipped since the start of the run."""
-        kinds = [(task, reason) for task in TASKS for reason in REASONS]
-        numbers = torch.tensor([self._stream_loader.skipped[kind] for kind in kinds], device=self.args.device)
-        numbers = self.accelerator.reduce(numbers, reduction="sum").tolist()
-        named = {f"skipped_{task}_{reason}": n for (task, reason), n in zip(kinds, numbers, strict=True) if n}
-        return {"skipped_records": sum(numbers), **named}
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.
@@ -459,78 +345,9 @@ class RosettaTrainer(Trainer):
         inputs["latents"] = encode_pixels(self.vae, inputs.pop("latent_pixels"), inputs["latent_grid_hw"])
         return inputs
 
-    def _with_noise(self, inputs: dict) -> dict:
-        inputs = dict(inputs)
-        latents = inputs.pop("latents", None)
-        if latents is not None:
-            inputs["noisy_latents"], inputs["timesteps"], inputs["velocity_labels"] = flow_matching_targets(
-                latents, inputs["latent_grid_hw"], self.args.logit_mean, self.args.logit_std, self._noise
-            )
-        indices = {t["name"]: index for index, t in self.model.config.feature_types.items()}
-        for name, (source, timesteps, velocity_labels) in self._generated_features.items():
-            if inputs.get(source) is not None and inputs.get(timesteps) is None:
-                clips = clip_index(inputs["token_type_ids"], indices[name], inputs.get("sequence_ids"))
-                inputs[source], inputs[timesteps], inputs[velocity_labels] = feature_flow_targets(
-                    inputs[source], clips[clips >= 0], self.args.logit_mean, self.args.logit_std, self._noise
-                )
-        return inputs
-
     @property
     def _generated_features(self) -> dict[str, tuple[str, str, str]]:
-        """For each generated token type that embeds from features, its batch keys."""
-        config = self.model.config
-        return {t["name"]: config.feature_keys(t) for t in config.feature_types.values() if config.is_generated(t)}
-
-    def _count_targets(self, batch: dict) -> torch.Tensor:
-        """Numbers of text targets, of images to draw, and of tokens of each of `_generated_features`."""
-        features = [batch.get(source) for source, _, _ in self._generated_features.values()]
-        counts = _count_targets(batch)
-        return torch.cat([counts, counts.new_tensor([0 if f is None else len(f) for f in features])])
-
-    def _new_figures(self) -> RunningFigures:
-        capacity_rates = [f"capacity_rate_{pool}" for pool in self.model.config.pools]
-        features, types = list(self._generated_features), [t["name"] for t in self.model.config.token_types]
-        losses = ["loss", "text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in features)]
-        held = [f"num_{what}_{name}" for what in ("samples", "tokens") for name in types]
-        targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in features)]
-        return RunningFigures(
-            means=[*losses, *capacity_rates],
-            counts=["num_samples", *held, *targets, *UNSEEN_UNITS],
-            device=self.args.device,
-        )
-
-    @torch.no_grad()
-    def _add_figures(self, figures, inputs, outputs, own_counts, counts):
-        features = list(self._generated_features)
-        losses = (outputs.text_loss, outputs.flow_loss, *(outputs.feature_losses.get(name) for name in features))
-        names = ("text_loss", "flow_loss", *(f"{name}_loss" for name in features))
-        for name, loss, count, own_count in zip(names, losses, counts, own_counts, strict=True):
-            if loss is not None:
-                figures.add_to_mean(name, loss * count.clamp(min=1), own_count)
-        figures.add_to_mean("aux_loss", outputs.aux_loss)
-        for pool, rate in outputs.capacity_rate.items():
-            figures.add_to_mean(f"capacity_rate_{pool}", rate)
-        types = [t["name"] for t in self.model.config.token_types]
-        held = count_batch(inputs, len(types))
-        figures.add_to_count("num_samples", held.samples)
-        for name, tokens, samples in zip(types, held.tokens, held.samples_with, strict=True):
-            figures.add_to_count(f"num_tokens_{name}", tokens)
-            figures.add_to_count(f"num_samples_{name}", samples)
-        figures.add_to_count("attention_pairs", held.attention_pairs)
-        figures.add_to_count("vit_pairs", held.vit_pairs)
-        figures.add_to_count("num_text_targets", own_counts[0])
-        figures.add_to_count("num_latent_images", own_counts[1])
-        for name, own_count in zip(features, own_counts[2:], strict=True):
-            figures.add_to_count(f"num_{name}_targets", own_count)
-
-
-def _count_targets(batch: dict) -> torch.Tensor:
-    """Numbers of text targets and of images to draw, shape `(2,)`."""
-    labels, grids = batch.get("labels"), batch.get("latent_grid_hw")
-    # The first position of a row is nobody's target: the model predicts the next token.
-    text = (labels[:, 1:] != -100).sum() if labels is not None else torch.tensor(0)
-    images = torch.full_like(text, 0 if grids is None else len(grids))
-    return torch.stack([text, images])
+        return generated_feature_keys(self.model.config)
 
 
 __all__ = ["RosettaTrainer"]

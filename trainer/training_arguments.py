@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .maop import GRANULARITIES
+from .optimizer.maop import GRANULARITIES
 
 
 @dataclass

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.recipe import accumulation_steps, read_recipe
+from trainer.stages.recipe import accumulation_steps, read_recipe
 
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"

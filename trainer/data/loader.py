@@ -1,11 +1,15 @@
 """Batches of a stream, made by workers, with an exact position in the stream."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
+from .bad_records import REASONS
+from .source import TASKS
 from .stream import RosettaDataStream, Row
 
 
@@ -59,6 +63,25 @@ class StreamLoader(DataLoader):
                 )
         self._positions, self._next_worker = state["positions"], state["next_worker"]
         self.skipped = Counter({(task, reason): number for task, reason, number in state["skipped"]})
+
+    def save(self, folder: str, is_main_process: bool):
+        """Writes the position of this rank into a checkpoint."""
+        self._file(folder).write_text(json.dumps(self.state_dict()))
+
+    def load(self, folder: str):
+        """Goes on at the position of this rank in a checkpoint."""
+        self.load_state_dict(json.loads(self._file(folder).read_text()))
+
+    def skipped_on_all_ranks(self, accelerator) -> dict[str, int]:
+        """Numbers of records that all ranks have skipped since the start of the run, in all and by task and reason."""
+        kinds = [(task, reason) for task in TASKS for reason in REASONS]
+        numbers = torch.tensor([self.skipped[kind] for kind in kinds], device=accelerator.device)
+        numbers = accelerator.reduce(numbers, reduction="sum").tolist()
+        named = {f"skipped_{task}_{reason}": n for (task, reason), n in zip(kinds, numbers, strict=True) if n}
+        return {"skipped_records": sum(numbers), **named}
+
+    def _file(self, folder: str) -> Path:
+        return Path(folder, f"data_position_{self.dataset.rank}.json")
 
     def _layout(self) -> dict:
         stream = self.dataset

@@ -9,8 +9,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..packing import FirstFit
 from .bad_records import BadRecord, SkippedRecords
+from .packing import FirstFit
 from .records import training_sample
 from .source import DataSource, ShuffledReader, StreamReader
 

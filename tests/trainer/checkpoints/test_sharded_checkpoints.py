@@ -1,0 +1,131 @@
+"""Checkpoints, averages, carried states and skipped steps when the model is in shards on two ranks."""
+
+import math
+
+import pytest
+import torch
+from ranks import forget_accelerator, run_on_ranks
+from safetensors.torch import load_file
+from tiny_training import record, tiny_model, tiny_trainer, training_logs
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration
+from trainer import last_complete_checkpoint
+from trainer.checkpoints.folders import SAVING
+
+
+KINDS = ("SHARDED_STATE_DICT", "FULL_STATE_DICT")
+
+
+class StateAtTheStart(TrainerCallback):
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.carried = {}
+        for group in optimizer.param_groups:
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                if state := optimizer.state.get(param):
+                    assert isinstance(state["exp_avg"], DTensor)
+                    whole = state["exp_avg"].full_tensor(), state["exp_avg_sq"].full_tensor(), state["step"]
+                    self.carried[name] = [value.clone() for value in whole]
+
+
+def _trainer(folder, kind, records=None, callbacks=None, **arguments):
+    forget_accelerator()
+    settings = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "shield_steps": 1,
+        "fsdp": kind is not None,
+        "fsdp_config": None if kind is None else {"state_dict_type": kind},
+    }
+    records = records or [record(index, noisy=True) for index in range(48)]
+    return tiny_trainer(tiny_model(), folder, records, callbacks=callbacks, **{**settings, **arguments})
+
+
+def _skip_on_one_rank(folder):
+    """A velocity that only one of the two ranks gets is not a number."""
+    records = [record(index, noisy=True) for index in range(48)]
+    records[12]["velocity_labels"] = torch.full_like(records[12]["velocity_labels"], math.nan)  # of the second step
+    for kind in (None, *KINDS[:1]):
+        trainer = _trainer(folder / "skipped", kind, records, save_strategy="no")
+        trainer.train()
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        steps = {float(state["step"]) for state in trainer.optimizer.optimizer.state.values()}
+        torch.save(
+            (training_logs(trainer), weights, steps), folder / f"skipped {kind} {trainer.args.process_index}.pt"
+        )
+
+
+def _save_and_resume(folder):
+    for kind in KINDS:
+        whole = _trainer(folder / kind, kind, ema_decay=0.5)
+        whole.train()
+        resumed = _trainer(folder / f"{kind} resumed", kind, ema_decay=0.5)
+        resumed.train(resume_from_checkpoint=str(folder / kind / "checkpoint-2"))
+        for one, other in zip(whole._average.ema.shadow_params, resumed._average.ema.shadow_params, strict=True):
+            assert isinstance(one, DTensor) and torch.equal(one.to_local(), other.to_local())
+
+
+def _carry_over(folder):
+    for kind, source in ((KINDS[0], KINDS[0]), (KINDS[1], KINDS[0]), (KINDS[0], KINDS[1]), (KINDS[0], "one process")):
+        start = StateAtTheStart()
+        origin = str(folder / source / "checkpoint-4")
+        stage = {"optimizer_state_from": origin, "max_steps": 1, "save_strategy": "no"}
+        trainer = _trainer(folder / "next", kind, callbacks=[start], **stage)
+        trainer.train()
+        if trainer.is_world_process_zero():
+            torch.save(start.carried, folder / f"{kind} from {source}.pt")
+
+
+def _train_on_both_ranks(folder):
+    _skip_on_one_rank(folder)
+    _save_and_resume(folder)
+    _carry_over(folder)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Where the runs of two ranks, and one of a single process with the same batches, left their files."""
+    folder = tmp_path_factory.mktemp("sharded")
+    _trainer(folder / "one process", None, per_device_train_batch_size=8).train()
+    run_on_ranks(_train_on_both_ranks, 2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS[:1]])
+def test_all_ranks_skip_what_one_cannot_use(kind, outputs):
+    for rank in range(2):
+        logs, weights, steps = torch.load(outputs / f"skipped {kind} {rank}.pt")
+        assert [log["nonfinite_steps"] for log in logs] == [0, 1, 1, 1]
+        assert all(weight.isfinite().all() for weight in weights.values())
+        assert steps == {3.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_are_sharded_and_saved_whole(kind, outputs):
+    folder = outputs / kind
+    assert not (folder / SAVING).exists()
+    assert last_complete_checkpoint(folder).endswith("checkpoint-4")
+    for rank in range(2):
+        assert (folder / "checkpoint-4" / f"rng_state_{rank}.pth").exists()
+    saved = load_file(folder / "checkpoint-4" / "ema.safetensors")
+    averaged = dict(RosettaForCausalLMAndImageGeneration.from_pretrained(folder / "ema").named_parameters())
+    assert len(saved) > 50 and all(torch.equal(average, averaged[name]) for name, average in saved.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [(KINDS[0], KINDS[0]), (KINDS[1], KINDS[0]), (KINDS[0], KINDS[1]), (KINDS[0], "one process")]
+)
+def test_optimizer_state_is_carried_over_between_all_formats(kind, source, outputs):
+    if source == "one process":
+        stored = torch.load(outputs / source / "checkpoint-4" / "optimizer.pt")
+        names = [name for group in stored["param_groups"] for name in group["param_names"]]
+        expected = {name: stored["state"][index] for index, name in enumerate(names)}
+    else:  # both were trained in the same way
+        expected = torch.load(outputs / KINDS[1] / "checkpoint-4" / "optimizer.bin")["state"]
+    carried = torch.load(outputs / f"{kind} from {source}.pt")
+    assert carried.keys() == expected.keys()
+    for name, (average, square, step) in carried.items():
+        assert torch.equal(average, expected[name]["exp_avg"]) and torch.equal(square, expected[name]["exp_avg_sq"])
+        assert step == 4

@@ -1,0 +1,1 @@
+"""Checkpoints that are whole whenever the run is killed, and models that are sharded."""

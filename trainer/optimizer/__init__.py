@@ -1,0 +1,1 @@
+"""The optimizer: MAOP, differential learning rates, and what guards, averages and carries over its state."""

@@ -1,0 +1,204 @@
+"""A stage of pretraining as a YAML file (paper, Table 3) with what the command line changes in it."""
+
+import dataclasses
+import difflib
+import json
+import os
+from argparse import ArgumentParser
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..data import DataSource
+from ..training_arguments import RosettaTrainingArguments
+from .starting_point import ARCHITECTURES
+
+
+SECTIONS = ("data", "baselines")  # of a recipe, besides its arguments
+TRAINS = ("backbone", "projectors")
+
+
+@dataclass
+class StageArguments:
+    """
+    What a stage is, besides the [`RosettaTrainingArguments`] of its training.
+
+    Raises:
+        ValueError: if an argument is out of its range, or there are no steps to train.
+    """
+
+    stage: str = field(metadata={"help": "Name of the stage in the model's training record."})
+    model: str = field(
+        metadata={"help": "Folder or Hub id to start from: the last stage's repository, or a dense Qwen3 to upcycle."}
+    )
+    max_length: int = field(metadata={"help": "Tokens of a row, into which samples are packed."})
+    global_batch_size: int = field(
+        metadata={
+            "help": "Rows of an optimizer step, over all processes. Gradient accumulation follows from it, so that a "
+            "recipe is the same on any number of processes."
+        }
+    )
+    architecture: str = field(
+        default="rosetta", metadata={"help": "Composition of the model (paper, Table 4).", "choices": [*ARCHITECTURES]}
+    )
+    train: str = field(
+        default="backbone",
+        metadata={
+            "help": "`backbone`: all but the ViT, of which the projectors are trained; or the `projectors` alone.",
+            "choices": list(TRAINS),
+        },
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows of the embedding when a dense model is upcycled. Default: as many as are needed."},
+    )
+    vision_tower: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a Qwen3-VL whose ViT is mounted if the model has none."},
+    )
+    image_pixels: list[int] | None = field(
+        default=None,
+        metadata={"help": "Least and most pixels of an image to understand. Default: those of the `vision_tower`."},
+    )
+    vae: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id with a FLUX.2 VAE in `vae/`, for which the model learns to draw."},
+    )
+    base_size: int = field(
+        default=256, metadata={"help": "Side in pixels of the square image to draw, centre of the buckets."}
+    )
+    prompt_dropout: float = field(
+        default=0.1, metadata={"help": "Share of the drawings that are learnt without a prompt, for guidance."}
+    )
+    max_skipped_share: float = field(
+        default=0.01, metadata={"help": "Share of a source's records that may be damaged before the run stops."}
+    )
+
+    def __post_init__(self):
+        for name in ("max_length", "global_batch_size", "base_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.image_pixels is not None and (
+            len(self.image_pixels) != 2 or not 0 < self.image_pixels[0] <= self.image_pixels[1]
+        ):
+            raise ValueError(f"`image_pixels` must be the least and the most pixels, got {self.image_pixels}.")
+
+
+def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource], RosettaTrainingArguments]:
+    """
+    Reads a recipe. Its keys are the fields of [`StageArguments`] and [`RosettaTrainingArguments`], and
+
+    - `data`: a list of the fields of [`DataSource`]s;
+    - `baselines`: what is otherwise when `architecture` is not `rosetta`;
+    - `extends`: another recipe, relative to this one, whose keys hold where this one has none.
+
+    `{architecture}` in a value stands for the architecture.
+
+    Args:
+        arguments (`list[str]`): of the command line: the recipe's path, then `--key value`, which wins over it.
+
+    Raises:
+        ValueError: if there is no such recipe, a key is unknown, or a value is not as it must be.
+    """
+    parser = HfArgumentParser(
+        [StageArguments, RosettaTrainingArguments], usage="%(prog)s RECIPE [--key value ...]", allow_abbrev=False
+    )
+    if {"-h", "--help"} & {*arguments}:
+        parser.parse_args(["--help"])
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("The recipe must come first: RECIPE [--key value ...].")
+    path, *overrides = arguments
+    known = {field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind) if field.init}
+    recipe = _load(Path(path), known)
+    sources = [_source(entry, path) for entry in recipe.pop("data", [])]
+    baselines = recipe.pop("baselines", {})
+
+    choice = ArgumentParser(add_help=False, allow_abbrev=False)
+    choice.add_argument("--architecture", default=recipe.get("architecture", "rosetta"))
+    architecture = choice.parse_known_args(overrides)[0].architecture
+    if architecture != "rosetta":
+        recipe |= baselines
+    lines = [argument for key, value in recipe.items() for argument in _as_arguments(key, value)]
+    stage, training, unknown = parser.parse_args_into_dataclasses(
+        [argument.replace("{architecture}", architecture) for argument in (*lines, *overrides)],
+        return_remaining_strings=True,
+        look_for_args_file=False,
+    )
+    if unknown:
+        raise ValueError(f"Unknown argument '{unknown[0]}'{_nearest(unknown[0].lstrip('-'), known, '--')}")
+    if not sources:
+        raise ValueError(f"{path}: `data` must list at least one source.")
+    if training.max_steps < 1:
+        raise ValueError(f"{path}: `max_steps` must be at least 1, got {training.max_steps}: the data never end.")
+    training.gradient_accumulation_steps = accumulation_steps(stage, training)
+    return stage, sources, training
+
+
+def accumulation_steps(stage: StageArguments, training: RosettaTrainingArguments) -> int:
+    """
+    Micro-batches of a step, from its rows, those of a micro-batch and the number of processes.
+
+    Raises:
+        ValueError: if they do not divide, or accelerate does not see all processes.
+    """
+    if training.gradient_accumulation_steps != 1:
+        raise ValueError("`gradient_accumulation_steps` must not be given: it follows from `global_batch_size`.")
+    rows, processes = training.per_device_train_batch_size, training.world_size
+    if processes != (started := int(os.environ.get("WORLD_SIZE", 1))):
+        raise ValueError(
+            f"{started} processes were started, but accelerate takes each for one of {processes}. On a CPU, several "
+            "need `--use_cpu`."
+        )
+    if stage.global_batch_size % (rows * processes):
+        raise ValueError(
+            f"`global_batch_size` must be a multiple of `per_device_train_batch_size` x processes = {rows} x "
+            f"{processes}, got {stage.global_batch_size}."
+        )
+    return stage.global_batch_size // (rows * processes)
+
+
+def _load(path: Path, known: set[str]) -> dict:
+    if not path.is_file():
+        raise ValueError(f"There is no recipe '{path}'.")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(recipe).__name__}.")
+    base = recipe.pop("extends", None)
+    for key in (*recipe, *(recipe.get("baselines") or {})):
+        if key not in known | {*SECTIONS}:
+            raise ValueError(f"{path}: unknown key '{key}'{_nearest(key, known | {*SECTIONS})}")
+    return recipe if base is None else {**_load(path.parent / base, known), **recipe}
+
+
+def _source(entry: dict, path: str) -> DataSource:
+    known = {field.name for field in dataclasses.fields(DataSource) if field.init}
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}: each entry of `data` must hold keys and values, got {entry!r}.")
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"{path}: unknown key '{key}' of `data`{_nearest(key, known)}")
+    required = {field.name for field in dataclasses.fields(DataSource) if field.default is dataclasses.MISSING}
+    if missing := sorted(name for name in required - set(entry) if name in ("task", "path")):
+        raise ValueError(f"{path}: an entry of `data` lacks {missing}: {entry}.")
+    return DataSource(**entry)
+
+
+def _as_arguments(key: str, value) -> list[str]:
+    if value is None:
+        return []  # the default
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _nearest(name: str, known: set[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; the nearest known one is '{prefix}{nearest[0]}'."
+
+
+__all__ = ["StageArguments", "accumulation_steps", "read_recipe"]
