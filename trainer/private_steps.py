@@ -28,8 +28,8 @@ PRIVATE_STEPS = {
     ),
     "_get_grad_norm": PrivateStep(
         "_run_epoch",
-        "A step that is not finite is skipped by the norm before clipping: on_pre_optimizer_step comes after, and does "
-        "not get it.",
+        "By the norm before clipping it is seen that a step is not finite, and skipped: on_pre_optimizer_step comes "
+        "after clipping, and does not get the norm.",
     ),
     "_save_checkpoint": PrivateStep(
         "_maybe_log_save_evaluate",
