@@ -1,4 +1,4 @@
-"""What a person wants to read while something trains: its name, the step, the losses and the time left, on one line."""
+"""What a person wants to read while something trains: its name, the step, the losses and the time left, in a line."""
 
 import math
 import sys
@@ -36,7 +36,10 @@ class Progress:
         left = seconds / step * (self.num_steps - step)
         columns.append(f"took {_clock(seconds)}" if is_last else f"{_clock(left)} left")
         line = "  ".join(columns)
-        print(f"\r{line:<{WIDTH}}" if in_terminal else line, end="\n" if is_last or not in_terminal else "", flush=True)
+        if in_terminal:
+            print(f"\r{line:<{WIDTH}}", end="\n" if is_last else "", flush=True)
+        else:
+            print(line, flush=True)
 
 
 class ProgressLine(TrainerCallback):
