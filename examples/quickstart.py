@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import set_seed
+from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -93,6 +94,7 @@ def main():
     arguments = parser.parse_args()
     start = time.perf_counter()
     use_one_thread()
+    logging.disable_progress_bar()
     set_seed(arguments.seed)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     figures_after, histories, records = {}, {}, []
