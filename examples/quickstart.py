@@ -204,8 +204,8 @@ def main():
     (arguments.output_dir / "results.json").write_text(json.dumps(run, indent=2) + "\n")
     (arguments.output_dir / "results.md").write_text(table + "\n")
     print(f"\n{table}\n\nThe model with its pictures and curves is in {repository}, after {seconds:.0f} s.")
-    print(f"Ask it: {arguments.output_dir / 'digit.png'}, \"Which digit is this?\" (a {held_out_digits.labels[0]}).")
-    print("Let it draw: \"a handwritten seven\". README.md, Load, ask, draw, has the lines for both.")
+    print(f'Ask it: {arguments.output_dir / "digit.png"}, "Which digit is this?" (a {held_out_digits.labels[0]}).')
+    print('Let it draw: "a handwritten seven". README.md, Load, ask, draw, has the lines for both.')
 
 
 def train_stage(
