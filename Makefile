@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test style benchmark
+.PHONY: quickstart test test-lowest style benchmark
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
@@ -12,9 +13,14 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# The same on the lowest versions that setup.cfg allows, in an environment of their own.
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
 style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
@@ -23,7 +29,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/data_and_experts.py
 	$(BIN)/python benchmarks/loss_memory.py
 
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,hub,examples,test]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,test]"
 	touch $@

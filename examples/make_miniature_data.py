@@ -29,6 +29,7 @@ from examples.miniature.conversations import all_phrases, drawing_prompts, quest
 from examples.miniature.digits import load_digits  # noqa: E402
 from examples.miniature.english import load_english  # noqa: E402
 from examples.miniature.language_model import ROW_LENGTH, pack_text, train_language_model  # noqa: E402
+from examples.miniature.threads import use_one_thread  # noqa: E402
 from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
 from examples.miniature.vae import train_vae  # noqa: E402
 from examples.miniature.vision import image_processor, train_vision_tower  # noqa: E402
@@ -42,6 +43,7 @@ def main():
     options = parser.parse_args()
     folder = options.output_dir
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    use_one_thread()
     set_seed(options.seed)
     steps = {} if options.training_steps is None else {"num_steps": options.training_steps}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import set_seed
+from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +28,9 @@ from examples.miniature.digits import load_digits  # noqa: E402
 from examples.miniature.english import load_english  # noqa: E402
 from examples.miniature.language_model import pack_text  # noqa: E402
 from examples.miniature.mixture import Mixture  # noqa: E402
+from examples.miniature.progress import show_progress  # noqa: E402
 from examples.miniature.report import results_table  # noqa: E402
+from examples.miniature.threads import use_one_thread  # noqa: E402
 from modeling_rosetta import (  # noqa: E402
     RosettaForCausalLMAndImageGeneration,
     RosettaPipeline,
@@ -125,6 +128,8 @@ def main():
     options = parser.parse_args()
     if not options.model.is_dir():
         parser.error(f"`--model` must be a folder, {options.model} is none: run `make quickstart` first.")
+    use_one_thread()
+    logging.disable_progress_bar()
     set_seed(options.seed)
     model = RosettaForCausalLMAndImageGeneration.from_pretrained(options.model)
     processor = RosettaProcessor.from_pretrained(options.model, trust_remote_code=True)
@@ -136,6 +141,7 @@ def main():
         now = other_skills(model, processor)
         rows[stage] = {"tones": f"{hearing(model, processor):.1%}" if "tone" in model.config.pools else "-"}
         rows[stage] |= {skill: "same bits" if torch.equal(now[skill], before[skill]) else "changed" for skill in now}
+        print(f"{stage}: " + ", ".join(f"{skill} {figure}" for skill, figure in rows[stage].items()))
 
     report("before")
     # Its experts start as copies of those that see: what is to be heard is what could be seen.
@@ -165,9 +171,9 @@ def main():
             processor.tokenizer.pad_token_id, max_length=128, packed=True, feature_keys=("tone_features",)
         )
         samples = Mixture({"tones": hear}, {"tones": 1.0}, NUM_STEPS * SAMPLES_PER_STEP, options.seed)
-        RosettaTrainer(
-            train_token_types(model, "tone"), arguments, train_dataset=samples, data_collator=collator
-        ).train()
+        trained = train_token_types(model, "tone")
+        trainer = RosettaTrainer(trained, arguments, train_dataset=samples, data_collator=collator)
+        show_progress(trainer, "tones").train()
     report("trained")
     RosettaPipeline(model, None, FlowMatchEulerDiscreteScheduler(), processor).save_pretrained(options.output_dir)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import set_seed
+from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,7 +32,9 @@ from examples.miniature.english import load_english  # noqa: E402
 from examples.miniature.evaluation import draw, question_accuracy  # noqa: E402
 from examples.miniature.language_model import held_out_loss, pack_text, train_language_model  # noqa: E402
 from examples.miniature.mixture import Mixture  # noqa: E402
+from examples.miniature.progress import show_progress  # noqa: E402
 from examples.miniature.report import results_table, save_drawn_digits, save_training_curves  # noqa: E402
+from examples.miniature.threads import use_one_thread  # noqa: E402
 from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
 from examples.miniature.vae import train_vae  # noqa: E402
 from examples.miniature.vision import image_processor, train_vision_tower  # noqa: E402
@@ -90,6 +93,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()
+    use_one_thread()
+    logging.disable_progress_bar()
     set_seed(arguments.seed)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     figures_after, histories, records = {}, {}, []
@@ -140,7 +145,7 @@ def main():
             images = draw(pipeline, [prompt for _, prompt in asked], seed=1)
             figures["drawings"] = classifier.accuracy(images, [digit for digit, _ in asked])
         figures_after[stage] = figures
-        print(f"after {stage}: {figures}")
+        print(f"after {stage}: " + ", ".join(f"{name} {figure}" for name, figure in formatted(figures).items()))
 
     # Language: upcycle the dense model without loss (A.3), train the experts on text
     figures_after["dense Qwen3"] = {"text loss": held_out_loss(dense, held_out_rows)}
@@ -192,19 +197,15 @@ def main():
     assets.mkdir(exist_ok=True)
     save_drawn_digits(drawn, assets / "drawings.png")
     save_training_curves(histories, CURVES, assets / "curves.png")
-    table = results_table(
-        {
-            stage: {
-                name: f"{figure:.3f}" if name == "text loss" else f"{figure:.1%}" for name, figure in figures.items()
-            }
-            for stage, figures in figures_after.items()
-        }
-    )
+    table = results_table({stage: formatted(figures) for stage, figures in figures_after.items()})
+    held_out_digits.images[0].save(arguments.output_dir / "digit.png")
     seconds = time.perf_counter() - start
     run = {"figures": figures_after, "seconds": seconds, "seed": arguments.seed, "english_sha256": english.sha256}
     (arguments.output_dir / "results.json").write_text(json.dumps(run, indent=2) + "\n")
     (arguments.output_dir / "results.md").write_text(table + "\n")
     print(f"\n{table}\n\nThe model with its pictures and curves is in {repository}, after {seconds:.0f} s.")
+    print(f'Ask it: {arguments.output_dir / "digit.png"}, "Which digit is this?" (a {held_out_digits.labels[0]}).')
+    print('Let it draw: "a handwritten seven". README.md, Load, ask, draw, has the lines for both.')
 
 
 def train_stage(
@@ -216,7 +217,6 @@ def train_stage(
     **kwargs,
 ) -> RosettaTrainer:
     """Trains one stage with a fresh optimizer; returns its Trainer."""
-    print(f"\n{stage}: {num_steps} steps")
     with tempfile.TemporaryDirectory() as output_dir:
         arguments = RosettaTrainingArguments(
             output_dir=output_dir,
@@ -233,8 +233,13 @@ def train_stage(
         )
         collator = RosettaDataCollator(pad_token_id, max_length=ROW_LENGTH, packed=True)
         trainer = RosettaTrainer(model, arguments, train_dataset=samples, data_collator=collator)
-        trainer.train()
+        show_progress(trainer, stage).train()
     return trainer
+
+
+def formatted(figures: dict[str, float]) -> dict[str, str]:
+    """Losses to three digits, all else in per cent."""
+    return {name: f"{figure:.3f}" if name == "text loss" else f"{figure:.1%}" for name, figure in figures.items()}
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ def question_accuracy(model, processor, digits: Digits) -> float:
     asked = [questions[i % len(questions)] for i in range(len(digits.images))]
     given = answers(model, processor, digits.images, asked)
     right = [read_answer(text) == label for text, label in zip(given, digits.labels, strict=True)]
-    return sum(right) / len(right)
+    return float(sum(right) / len(right))
 
 
 def draw(pipeline, prompts: list[str], seed: int) -> list[Image.Image]:
     """One image for each prompt."""
-    pipeline.set_progress_bar_config(desc="drawing", leave=False)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompts,
         num_inference_steps=NUM_INFERENCE_STEPS,

@@ -13,6 +13,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from .progress import show_progress
+
 
 ROW_LENGTH = 128
 NUM_STEPS = 1000
@@ -66,7 +68,7 @@ def train_language_model(
             seed=seed,
         )
         samples = [{"input_ids": row, "labels": row} for row in rows]
-        Trainer(model, arguments, train_dataset=samples).train()
+        show_progress(Trainer(model, arguments, train_dataset=samples), "dense Qwen3").train()
     return model.eval()
 
 

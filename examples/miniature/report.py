@@ -41,23 +41,24 @@ def save_drawn_digits(drawn: dict[str, list[Image.Image]], path: str | Path):
 
 def save_training_curves(histories: dict[str, list[dict]], names: list[str], path: str | Path):
     """
-    A panel for each logged quantity, over the steps of all stages one after the other.
+    A panel for each logged quantity, over the steps of all stages one after the other, each in a colour of its own.
 
     Args:
         histories: for each stage, in order, the `log_history` of its Trainer.
         names: the keys to draw; a stage that did not log one leaves a gap.
     """
-    figure, axes = plt.subplots(len(names), figsize=(9, 2.4 * len(names)), sharex=True, squeeze=False)
+    size = (9, 2.4 * len(names) + 0.6)
+    figure, axes = plt.subplots(len(names), figsize=size, sharex=True, squeeze=False, layout="constrained")
     start = 0
-    for stage, history in histories.items():
+    for number, (stage, history) in enumerate(histories.items()):
         for axis, name in zip(axes.flat, names, strict=True):
             points = [(start + log["step"], log[name]) for log in history if name in log]
-            axis.plot(*np.array(points).reshape(-1, 2).T, marker=".", color="tab:blue")
+            axis.plot(*np.array(points).reshape(-1, 2).T, marker=".", color=f"C{number}", label=stage)
             axis.axvline(start, color="lightgray", zorder=0)
             axis.set_ylabel(name)
-        axes[0, 0].annotate(stage, (start, 1.02), xycoords=("data", "axes fraction"), fontsize=8)
         start += max((log["step"] for log in history), default=0)
     axes[-1, 0].set_xlabel("step")
-    figure.tight_layout()
+    # Beside the curves a short stage has no room for its name.
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
-from tqdm import trange
+
+from .progress import Progress
 
 
 NUM_STEPS = 400
@@ -31,8 +32,8 @@ def train_vae(pixels: torch.Tensor, seed: int = 0, num_steps: int = NUM_STEPS) -
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.05)
-    progress = trange(num_steps, desc="VAE")
-    for _ in progress:
+    progress = Progress("VAE", num_steps)
+    for step in range(1, num_steps + 1):
         batch = pixels[torch.randint(len(pixels), (BATCH_SIZE,))]
         posterior = vae.encode(batch).latent_dist
         latents = posterior.sample()
@@ -43,7 +44,7 @@ def train_vae(pixels: torch.Tensor, seed: int = 0, num_steps: int = NUM_STEPS) -
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        progress.set_postfix(mse=f"{reconstruction_loss.item():.4f}", refresh=False)
+        progress.show(step, {"squared error": reconstruction_loss.item()})
     vae.eval().requires_grad_(False)
     patches = F.pixel_unshuffle(vae.encode(pixels).latent_dist.mode(), vae.config.patch_size[0])
     vae.bn.running_mean.copy_(patches.mean((0, 2, 3)))

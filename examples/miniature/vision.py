@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from tqdm import trange
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from .digits import IMAGE_SIZE
+from .progress import Progress
 
 
 NUM_STEPS = 100
@@ -62,8 +62,8 @@ def train_vision_tower(
     pixel_values = inputs["pixel_values"].unflatten(0, (len(images), -1))
     optimizer = torch.optim.AdamW([*tower.parameters(), *classifier.parameters()], lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps)
-    progress = trange(num_steps, desc="ViT")
-    for _ in progress:
+    progress = Progress("ViT", num_steps)
+    for step in range(1, num_steps + 1):
         batch = torch.randint(len(images), (BATCH_SIZE,))
         features = tower(pixel_values[batch].flatten(0, 1), grid_thw=inputs["image_grid_thw"][batch])
         tokens = features.pooler_output + sum(features.deepstack_features)
@@ -72,7 +72,7 @@ def train_vision_tower(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        progress.show(step, {"loss": loss.item()})
     tower.eval().requires_grad_(False)
     for merger in (tower.merger, *tower.deepstack_merger_list):
         merger.linear_fc2.requires_grad_(True)

@@ -1,5 +1,8 @@
+import itertools
+
 from PIL import Image
 
+from examples.miniature import report
 from examples.miniature.report import results_table, save_drawn_digits, save_training_curves
 
 
@@ -22,3 +25,20 @@ def test_curves_of_stages_that_log_different_figures(tmp_path):
     t2i = [{"step": 5, "text_loss": 2.4, "flow_loss": 1.1}]
     save_training_curves({"LM": lm, "T2I": t2i}, ["text_loss", "flow_loss"], tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 500
+
+
+def test_names_of_stages_do_not_overlap(tmp_path, monkeypatch):
+    lengths = {"LM": 60, "MMU, projectors": 60, "MMU": 500, "T2I": 2200, "tones, projectors": 10, "tones": 10}
+    monkeypatch.setattr(report.plt, "close", lambda figure: None)
+    histories = {stage: [{"step": steps, "text_loss": 3.0}] for stage, steps in lengths.items()}
+    save_training_curves(histories, ["text_loss", "flow_loss"], tmp_path / "curves.png")
+    figure = report.plt.gcf()
+    figure.draw_without_rendering()  # saved in another resolution
+    names = [text for legend in figure.legends for text in legend.get_texts()]
+    names += [text for axis in figure.axes for text in axis.texts]
+    assert sorted(text.get_text() for text in names) == sorted(lengths)
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    panels = [axis.get_tightbbox() for axis in figure.axes]
+    assert not any(box.overlaps(panel) for box in boxes for panel in panels)
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from examples.miniature import vae as miniature_vae
+from examples.miniature.vae import train_vae
 from modeling_rosetta.latent_codec_rosetta import decode_latents, encode_images
 
 
@@ -12,9 +12,7 @@ def pixels(digits):
 
 @pytest.fixture(scope="module")
 def vae(pixels):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(miniature_vae, "NUM_STEPS", 40)
-        return miniature_vae.train_vae(pixels)
+    return train_vae(pixels, num_steps=40)
 
 
 def test_latents_of_the_training_images_are_normalised(vae, pixels):

@@ -7,9 +7,7 @@ from examples.miniature import vision
 @pytest.fixture(scope="module")
 def tower(digits):
     train = digits[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vision, "NUM_STEPS", 40)
-        return vision.train_vision_tower(train.images, torch.from_numpy(train.labels), out_hidden_size=24)
+    return vision.train_vision_tower(train.images, torch.from_numpy(train.labels), out_hidden_size=24, num_steps=40)
 
 
 def features(tower, images):
