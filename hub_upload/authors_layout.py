@@ -294,6 +294,8 @@ def _layer_sources(path: list[str], config: RosettaConfig) -> list[str]:
                 for expert in range(first, first + config.expert_pools[pool])
                 for projection in projections
             ]
+        case _:
+            raise ValueError(f"The authors' layout has no place for `{'.'.join(path)}` of a layer.")
 
 
 __all__ = [

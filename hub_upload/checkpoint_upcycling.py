@@ -1,6 +1,7 @@
 """A dense Qwen3 to a Rosetta that reads text, from file to file: for checkpoints that do not fit into memory."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory
 from .weight_files import open_weights, parse_hub_source, write_weights
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Callable[..., RosettaConfig], int]] = {
     "rosetta": (RosettaConfig, 3),
     "moe": (RosettaConfig.moe, 12),
     "mot": (RosettaConfig.mot, 7),

@@ -145,7 +145,10 @@ def _initialize(model: RosettaForCausalLMAndImageGeneration, keys: list[str]) ->
         return {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        modules = {"model.latent_in": LatentIn(model.config), "latent_out": LatentOut(model.config)}
+        modules: dict[str, torch.nn.Module] = {
+            "model.latent_in": LatentIn(model.config),
+            "latent_out": LatentOut(model.config),
+        }
         for module in modules.values():
             module.apply(model._init_weights)
     fresh = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}

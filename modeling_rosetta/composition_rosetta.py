@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -303,7 +304,7 @@ def _new_module(model, config, path: str, token_type: dict, source: dict | None,
             return _repeat_experts(model, origin, config.expert_pools[child]).requires_grad_(True)
         return copy.deepcopy(origin).requires_grad_(True)
     norm = partial(Qwen3RMSNorm, config.hidden_size, eps=config.rms_norm_eps)
-    build = {
+    build: dict[str, Callable[[], nn.Module]] = {
         "pools": lambda: RosettaExpertPool(config, config.expert_pools[child]),
         "streams": lambda: RosettaAttentionStream(config),
         "input_layernorm": norm,

@@ -67,7 +67,7 @@ def find_turns(row: list[int], turn_start_id: int, turn_end_id: int, headers: di
     return turns
 
 
-def read_conversation(conversation: list[dict], feature_keys: list[str] = ()) -> dict[str, list]:
+def read_conversation(conversation: list[dict], feature_keys: list[str] = ()) -> dict:
     """
     Checks a conversation and takes it apart.
 
@@ -84,7 +84,7 @@ def read_conversation(conversation: list[dict], feature_keys: list[str] = ()) ->
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(f"`conversation` must be a list of messages, got {conversation!r}.")
-    parts = {"messages": [], "images": [], "latents": [], "latent_sizes": [], "features": {}}
+    parts: dict = {"messages": [], "images": [], "latents": [], "latent_sizes": [], "features": {}}
     for i, message in enumerate(conversation):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in CONTENT_TYPES:

@@ -54,6 +54,8 @@ class RosettaTrainer(WholeCheckpoints):
         ValueError: if `args` is of another class, for the arguments left out, and under `torch.nn.DataParallel`.
     """
 
+    args: RosettaTrainingArguments
+
     def __init__(self, model=None, args: RosettaTrainingArguments | None = None, vae=None, **kwargs):
         if not isinstance(args, RosettaTrainingArguments):
             raise ValueError(f"`args` must be RosettaTrainingArguments, got {type(args).__name__}.")

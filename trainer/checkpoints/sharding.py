@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,7 +66,7 @@ def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedMod
         return None
     adapters = getattr(unwrapped, "peft_config", {})
     own = {name.replace(".base_layer", ""): weight for name, weight in state_dict.items() if ".lora_" not in name}
-    model_class = next(parent for parent in type(unwrapped).__mro__ if not issubclass(parent, FSDPModule))
+    model_class: Any = next(parent for parent in type(unwrapped).__mro__ if not issubclass(parent, FSDPModule))
     whole = model_class.from_pretrained(None, config=unwrapped.config, state_dict=own, dtype=unwrapped.dtype)
     whole.name_or_path = unwrapped.name_or_path
     for name, adapter in adapters.items():

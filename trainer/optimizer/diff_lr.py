@@ -65,7 +65,7 @@ def diff_lr_groups(
     if generation_learning_rate is None:
         generation_learning_rate = learning_rate
     rates = {"base": learning_rate, "shared_expert": learning_rate, "generation": generation_learning_rate}
-    groups = {
+    groups: dict[tuple[str, bool], dict] = {
         (kind, decays): {
             "name": kind if decays else f"{kind}_no_decay",
             "params": [],

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +25,11 @@ from .training_record import load_training_record, save_training_record
 from .vision_tower import load_vision_tower
 
 
-ARCHITECTURES = {"rosetta": RosettaConfig, "moe": RosettaConfig.moe, "mot": RosettaConfig.mot}
+ARCHITECTURES: dict[str, Callable[..., RosettaConfig]] = {
+    "rosetta": RosettaConfig,
+    "moe": RosettaConfig.moe,
+    "mot": RosettaConfig.mot,
+}
 TOKEN_TYPES_OF_TASK = {"lm": ("text",), "mmu": ("text", "vit"), "t2i": ("text", "vae")}
 
 
