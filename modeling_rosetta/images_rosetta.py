@@ -29,7 +29,8 @@ def read_image(image, name: str = "`image`", input_data_format: str | None = Non
 
     Args:
         image: a PIL image; a path, URL, `data:` URL or base64 string; the bytes of a file; or an array or tensor
-            `(H, W)`, `(H, W, C)` or `(C, H, W)` of 1, 3 or 4 channels: bool, integers, or floats in [0, 1] or [0, 255].
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` of 1, 3 or 4 channels: bool, integers, or floats in [0, 1] or
+            [0, 255].
         name (`str`): what errors call the image.
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, of an array; by default from
             its shape, and where that allows both, first of a tensor and last of a numpy array.
@@ -38,8 +39,8 @@ def read_image(image, name: str = "`image`", input_data_format: str | None = Non
         `PIL.Image.Image` of mode RGB.
 
     Raises:
-        ValueError: whatever is wrong with it; its `__cause__` is the decoder's error, a `FileNotFoundError` if there is
-            no such file.
+        ValueError: whatever is wrong with it; its `__cause__` is the decoder's error, a `FileNotFoundError` if there
+            is no such file.
     """
     if not isinstance(image, Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | bytes | bytearray):
         raise ValueError(
@@ -81,8 +82,8 @@ def _from_array(array, input_data_format: str | None) -> Image.Image:
     fitting = [layout for layout, axis in zip(layouts, (0, -1), strict=False) if array.shape[axis] in CHANNELS]
     if not (array.ndim == 2 or fitting) or array.size == 0 or array.dtype.kind not in "buif":
         raise ValueError(
-            f"an array must be (H, W), (H, W, C) or (C, H, W) of numbers with 1, 3 or 4 channels, got {array.dtype} of "
-            f"shape {array.shape}"
+            "an array must be (H, W), (H, W, C) or (C, H, W) of numbers with 1, 3 or 4 channels, "
+            f"got {array.dtype} of shape {array.shape}"
         )
     if array.ndim == 3:
         layout = input_data_format or (usual if usual in fitting else fitting[0])
