@@ -3,6 +3,7 @@
 import reprlib
 from numbers import Integral
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers.processing_utils import AudioKwargs, ImagesKwargs, ProcessingKwargs, TextKwargs, VideosKwargs
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 from transformers.utils import TensorType
@@ -53,11 +54,13 @@ def read_arguments(processor, arguments: dict) -> tuple[dict, dict]:
             raise ValueError(f"`{name}` cannot be honoured by {type(processor).__name__}, got {reprlib.repr(value)}.")
         if name not in REFUSED and name not in known["common_kwargs"]:
             raise TypeError(f"{type(processor).__name__} got an unexpected argument {name!r}.")
-    groups = processor._merge_kwargs(
-        ProcessingKwargs,
-        tokenizer_init_kwargs=processor.tokenizer.init_kwargs,
-        **{name: value for name, value in arguments.items() if name not in REFUSED and value is not None},
-    )
+    given = {name: value for name, value in arguments.items() if name not in REFUSED and value is not None}
+    try:
+        groups = processor._merge_kwargs(
+            ProcessingKwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **given
+        )
+    except StrictDataclassError as error:  # of several lines
+        raise ValueError(" ".join(str(error).split())) from error
     text = groups["text_kwargs"]
     text.setdefault("return_mm_token_type_ids", groups.get("return_mm_token_type_ids"))
     for name, allowed in VALUES.items():

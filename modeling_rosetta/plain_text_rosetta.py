@@ -42,7 +42,8 @@ class PlainText:
             ValueError: if there is a control token that cannot be kept apart from the layout's.
         """
         joined = "".join(texts)
-        spans = [match.span() for match in self.control.finditer(joined)]
+        found = self.control.finditer(joined)
+        spans = [match.span() for match in found if tokenize or match.group() not in (START, END)]
         for start, end in spans:
             token = joined[start:end]
             if not tokenize:

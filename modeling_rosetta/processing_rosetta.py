@@ -545,7 +545,8 @@ class RosettaProcessor(ProcessorMixin):
         self, rows: list[list[int]], features: dict[str, list], return_tensors: str | None
     ) -> tuple[dict, dict]:
         """All clips of each token type of the user's own, and by its index an iterator over their lengths."""
-        if unknown := sorted(set(features) - set(self._feature_keys)):
+        given = {key for key, clips in features.items() if clips is not None}
+        if unknown := sorted(given - set(self._feature_keys)):
             raise ValueError(f"`{unknown[0]}`: no token type is embedded from it, only from {self.embeds_from}.")
         batch, lengths = {}, {}
         for key in self._feature_keys:
