@@ -40,7 +40,7 @@ def read_arguments(processor, arguments: dict) -> tuple[dict, dict]:
     """
     known = {name: set(group.__annotations__) for name, group in GROUPS.items()}
     known["text_kwargs"] |= {"return_mm_token_type_ids", "return_text_replacement_offsets"}
-    known["images_kwargs"] |= set(processor.image_processor.valid_kwargs.__annotations__)
+    known["images_kwargs"] |= set(getattr(processor.image_processor, "valid_kwargs", ImagesKwargs).__annotations__)
     known["common_kwargs"] = set().union(*known.values())
     flat = {}
     for name, value in arguments.items():

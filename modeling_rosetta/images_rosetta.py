@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 URL_TIMEOUT = 60  # seconds
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 CHANNELS = (1, 3, 4)  # of an array
 OVERSHOOT = 0.1  # of floats, by which resampling may leave their scale; clipped
 PNG_SCALES = {"L;2": 85, "L;4": 17}  # that Pillow brings pixels to 8 bits by, but not the transparent value
@@ -116,7 +117,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(transparent := image.info.get("transparency"), int):
             grey[values == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
-    if not image.has_transparency_data:
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if not ("transparency" in image.info or image.mode in ALPHA_MODES or palette == "RGBA"):
         return image.convert("RGB")
     transparent = image.info.get("transparency")
     if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits; the pixels have 8

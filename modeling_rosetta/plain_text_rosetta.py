@@ -42,6 +42,8 @@ class PlainText:
             ValueError: if there is a control token that cannot be kept apart from the layout's.
         """
         joined = "".join(texts)
+        if not joined.isascii() and joined.encode(errors="replace") != joined.encode(errors="surrogatepass"):
+            raise ValueError(f"{where} holds half a surrogate pair, which is no text.")
         found = self.control.finditer(joined)
         spans = [match.span() for match in found if tokenize or match.group() not in (START, END)]
         for start, end in spans:

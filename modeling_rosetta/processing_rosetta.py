@@ -579,6 +579,8 @@ class RosettaProcessor(ProcessorMixin):
             )
         arguments = {**arguments, "return_tensors": return_tensors}
         layout = arguments.pop("input_data_format", None)
+        if arguments.get("do_rescale") is False and any("float" in str(getattr(i, "dtype", "")) for i in images):
+            raise ValueError("`do_rescale` cannot be False with arrays of floats: they are read as 8 bits a channel.")
         images = [read_image(image, f"`images`: image {i}", layout) for i, image in enumerate(images)]
         if not images:
             return {}
