@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 # Private-use characters around what is text and would be a mark, as in transformers' `sanitize_control_tokens`.
 START, END = "\U000f0000", "\U000f0001"
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PlainText:
@@ -42,7 +43,7 @@ class PlainText:
             ValueError: if there is a control token that cannot be kept apart from the layout's.
         """
         joined = "".join(texts)
-        if not joined.isascii() and joined.encode(errors="replace") != joined.encode(errors="surrogatepass"):
+        if SURROGATE.search(joined):
             raise ValueError(f"{where} holds half a surrogate pair, which is no text.")
         found = self.control.finditer(joined)
         spans = [match.span() for match in found if tokenize or match.group() not in (START, END)]
