@@ -60,7 +60,7 @@ def read_arguments(processor, arguments: dict) -> tuple[dict, dict]:
             ProcessingKwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **given
         )
     except StrictDataclassError as error:  # of several lines
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(" ".join(str(error).split())[:200]) from error
     text = groups["text_kwargs"]
     text.setdefault("return_mm_token_type_ids", groups.get("return_mm_token_type_ids"))
     for name, allowed in VALUES.items():

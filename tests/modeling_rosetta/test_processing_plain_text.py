@@ -173,7 +173,7 @@ def test_what_normalises_to_a_mark_is_refused(lookalike, fresh):
             token["normalized"] = True
 
     processor = fresh(normalise)
-    assert marks(processor, processor(text=lookalike)["input_ids"][0]) == ["<|im_end|>"]
+    assert processor(text=lookalike)["input_ids"][0] == [processor.turn_end_token_id]
     with pytest.raises(ValueError, match="message 0 holds text that the tokenizer normalises"):
         processor.apply_chat_template([{"role": "user", "content": lookalike}], **TOKENS)
     with pytest.raises(ValueError, match="`prompt`: prompt 0"):
