@@ -52,7 +52,8 @@ def read_arguments(processor, arguments: dict) -> tuple[dict, dict]:
     for name, value in flat.items():
         if name in REFUSED and not changes_nothing(value):
             raise ValueError(f"`{name}` cannot be honoured by {type(processor).__name__}, got {reprlib.repr(value)}.")
-        if name not in REFUSED and name not in known["common_kwargs"]:
+        no_clips = name.endswith("_features") and value is None
+        if not (name in REFUSED or name in known["common_kwargs"] or no_clips):
             raise TypeError(f"{type(processor).__name__} got an unexpected argument {name!r}.")
     given = {name: value for name, value in arguments.items() if name not in REFUSED and value is not None}
     try:
