@@ -78,7 +78,7 @@ class RosettaProcessor(ProcessorMixin):
         self.training_buckets = training_buckets(base_size, latent_patch_size)
         self.inference_buckets = inference_buckets(base_size, latent_patch_size)
 
-        self._headers = {role: self._tokenizer_ids([f"{role}\n"])[0] for role in CONTENT_TYPES}
+        self._headers = {role: self._encode_pieces([f"{role}\n"])[0][0] for role in CONTENT_TYPES}
         self._set_sources(self.embeds_from)
 
     def set_token_types(self, config):
@@ -228,10 +228,9 @@ class RosettaProcessor(ProcessorMixin):
                 batch.setdefault("labels", []).append(self._labels(input_ids, token_type_ids))
             if spans is not None:
                 spoken = [any(s < end and e > start for start, end in spans[i]) for s, e in places[i]]
-                mask = np.array([*np.repeat(spoken, counts), *[False] * return_labels]) & ~np.array(
-                    token_type_ids, bool
-                )
-                batch.setdefault("assistant_masks", []).append(mask.astype(int).tolist())
+                mask = [*np.repeat(spoken, counts), *[False] * return_labels]
+                mask = [int(speaks and t == 0) for speaks, t in zip(mask, token_type_ids, strict=True)]
+                batch.setdefault("assistant_masks", []).append(mask)
             if text_arguments.get("return_mm_token_type_ids"):
                 batch.setdefault("mm_token_type_ids", []).append(
                     [int(self.embeds_from[t] == "pixel_values") for t in token_type_ids]
@@ -392,12 +391,13 @@ class RosettaProcessor(ProcessorMixin):
         """
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        plain_text = self._plain_text()
         negatives = list(negatives) if do_classifier_free_guidance and negatives is not None else []
         for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
             for i, text in enumerate(texts):
-                self._plain_text().mark([text], f"`{name}`: prompt {i}")
+                plain_text.mark([text], f"`{name}`: prompt {i}")
         if negatives and len(negatives) != len(prompts):
             raise ValueError(
                 f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
@@ -484,13 +484,14 @@ class RosettaProcessor(ProcessorMixin):
         marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix)
         return PlainText(self.tokenizer, marks, [f"<|{key}|>" for key in self._feature_keys])
 
-    def _tokenizer_ids(self, pieces: list[str], **kwargs) -> list[list[int]]:
-        return self._tokenized(pieces, **kwargs)["input_ids"]
-
-    def _tokenized(self, pieces: list[str], **kwargs):
+    def _encode_pieces(self, pieces: list[str], with_places: bool = False, **kwargs) -> list[tuple[list, list]]:
+        """Token ids of each piece, and (start, end) of each token in it or nothing."""
         if not pieces:  # a batch of nothing but clips, which a fast tokenizer fails on
-            return {"input_ids": [], "offset_mapping": []}
-        return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, **kwargs)
+            return []
+        arguments = {"add_special_tokens": False, "return_attention_mask": False, **kwargs}
+        encoded = self.tokenizer(pieces, return_offsets_mapping=with_places, **arguments)
+        places = encoded["offset_mapping"] if with_places else [[]] * len(pieces)
+        return list(zip(encoded["input_ids"], places, strict=True))
 
     def _tokenize(self, texts: list[str], marked: bool, with_places: bool) -> tuple[list[list[int]], list[list]]:
         """
@@ -506,35 +507,28 @@ class RosettaProcessor(ProcessorMixin):
         patterns = [*([self._plain_text().marked] if marked else []), header, *map(re.escape, clips)]
         apart = re.compile(f"({'|'.join(patterns)})")
         pieces = [[piece for piece in apart.split(text) if piece] for text in texts]
-        is_text = (lambda piece: piece[0] in (START, END)) if marked else (lambda piece: False)
-
         flat = [piece for row in pieces for piece in row]
-        text_ids = iter(
-            self._tokenizer_ids([p[1:-1] for p in flat if is_text(p) and len(p) > 1], split_special_tokens=True)
-        )
-        others = self._tokenized(
-            [p for p in flat if not is_text(p) and p not in clips], return_offsets_mapping=with_places
-        )
-        ids = iter(others["input_ids"])
-        offsets = iter(others["offset_mapping"] if with_places else [])
+        texts = [piece for piece in flat if marked and piece[0] in (START, END)]
+        kept_apart = {*texts, *clips}
+        others = iter(self._encode_pieces([p for p in flat if p not in kept_apart], with_places))
+        # A lone mark, that a template cut off, has no text: it only keeps its sides apart.
+        written = [text[1:-1] for text in texts if len(text) > 1]
+        written = iter(self._encode_pieces(written, with_places, split_special_tokens=True))
         rows, places = [], []
         for row in pieces:
-            rows.append([])
-            places.append([])
-            start = 0
+            ids, spans, start = [], [], 0
             for piece in row:
-                end = start + len(piece)
                 if piece in clips:
-                    rows[-1] += clips[piece]
-                elif not is_text(piece):
-                    rows[-1] += next(ids)
-                elif len(piece) > 1:  # else a lone mark, that a template cut off: it only keeps its sides apart
-                    rows[-1] += next(text_ids)
-                if with_places and piece not in clips and not is_text(piece):
-                    places[-1] += [(start + s, start + e) for s, e in next(offsets)]
+                    new, offsets = clips[piece], [(0, len(piece))]
+                elif piece in kept_apart:
+                    new, offsets = next(written) if len(piece) > 1 else ([], [])
                 else:
-                    places[-1] += [(start, end)] * (len(rows[-1]) - len(places[-1]))
-                start = end
+                    new, offsets = next(others)
+                ids += new
+                spans += [(start + begin, start + end) for begin, end in offsets]
+                start += len(piece)
+            rows.append(ids)
+            places.append(spans)
         return rows, places
 
     @property
