@@ -15,7 +15,7 @@ IMAGE = Image.new("RGB", (32, 32))
     [
         ({"text": None}, "`text` must be"),
         ({"text": ["a", ""]}, "`text` must be"),
-        ({"text": "a", "padding": "max_length"}, "`padding`"),
+        ({"text": "a", "padding": "sideways"}, "`padding`"),
         ({"text": "a", "padding_side": "top"}, "`padding_side`"),
         ({"text": ["a", "bc"], "return_tensors": "pt"}, "`padding` must be True"),
         ({"text": IMAGE_SLOT}, "1 placeholders .* 0 images"),
@@ -42,7 +42,10 @@ def test_call(arguments, message, processor):
         ([], "must be a list of messages"),
         ("Hi", "must be a list of messages"),
         ([{"role": "tool", "content": "x"}], "message 0 .* 'tool'"),
-        ([{"role": "user", "content": None}], "`content` of message 0"),
+        ([{"role": "user"}], "`content` of message 0 .* none"),
+        ([{"role": "user", "content": 3}], "`content` of message 0 .* 3"),
+        ([{"role": ["user"], "content": "x"}], "`role` of message 0"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "message 0 has `tool_calls`"),
         ([{"role": "user", "content": [{"type": "video"}]}], "message 0 .* 'video'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "`text` of message 0"),
         ([{"role": "user", "content": [{"type": "latents"}]}], "message 0 of role 'user' .* 'latents'"),
@@ -69,8 +72,8 @@ def test_draw_prompt(arguments, message, processor):
 
 
 def test_image_to_draw(processor):
-    with pytest.raises(ValueError, match="`image` .* Tensor"):
-        processor.preprocess_vae_image(torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match="`image` .* dict"):
+        processor.preprocess_vae_image({})
 
 
 def test_token_type_that_the_model_lacks(make_processor):
@@ -87,3 +90,22 @@ def test_missing_special_tokens_are_listed(make_processor):
     with pytest.raises(ValueError, match="img_size_128") as error:
         make_processor(base_size=128, latent_prefix=True)
     assert "timestep" not in str(error.value)
+
+
+def test_no_error_is_longer_than_a_few_lines(processor):
+    noise = "x" * 10_000
+    talk = [{"role": "user", "content": [{"type": "image", "image": noise}]}]
+    for call in (
+        lambda: processor.apply_chat_template(talk, tokenize=True),
+        lambda: processor.apply_chat_template(noise),
+        lambda: processor.apply_chat_template([{"role": noise, "content": "x"}]),
+        lambda: processor.apply_chat_template([{"role": "user", "content": [{"type": noise}]}]),
+        lambda: processor(text=[noise, 3]),
+        lambda: processor(text=[IMAGE_SLOT] * 200, images=[[]] * 200),
+        lambda: processor(text=["x" * i for i in range(1, 200)], return_tensors="pt"),
+        lambda: processor(text="x", max_pixels=noise),
+        lambda: processor.draw_prompt([noise, 3]),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert len(str(error.value)) < 400 and "\n" not in str(error.value)
