@@ -78,6 +78,7 @@ class RosettaProcessor(ProcessorMixin):
         self.training_buckets = training_buckets(base_size, latent_patch_size)
         self.inference_buckets = inference_buckets(base_size, latent_patch_size)
 
+        self._plain_text_of: tuple = (None, None)
         self._headers = {role: self._encode_pieces([f"{role}\n"])[0][0] for role in CONTENT_TYPES}
         self._set_sources(self.embeds_from)
 
@@ -481,8 +482,16 @@ class RosettaProcessor(ProcessorMixin):
         return variables, rest
 
     def _plain_text(self) -> PlainText:
-        marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix)
-        return PlainText(self.tokenizer, marks, [f"<|{key}|>" for key in self._feature_keys])
+        # Made anew when something that it depends on has changed, and not for each text: the authors' tokenizer has
+        # thousands of special tokens.
+        tokenizer = self.tokenizer
+        state = (id(tokenizer), len(tokenizer), str(tokenizer.special_tokens_map), *self.embeds_from)
+        state = (*state, self.base_size, self.latent_prefix)
+        if self._plain_text_of[0] != state:
+            marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix)
+            plain_text = PlainText(tokenizer, marks, [f"<|{key}|>" for key in self._feature_keys])
+            self._plain_text_of = (state, plain_text)
+        return self._plain_text_of[1]
 
     def _encode_pieces(self, pieces: list[str], with_places: bool = False, **kwargs) -> list[tuple[list, list]]:
         """Token ids of each piece, and (start, end) of each token in it or nothing."""
