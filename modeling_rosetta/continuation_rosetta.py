@@ -52,8 +52,8 @@ def next_positions(cache: Cache, past_length: int, batch_size: int) -> torch.Ten
         return torch.full((batch_size,), past_length)
     if batch_size % len(reached) or reached.shape[1] < past_length:
         raise ValueError(
-            f"`past_key_values` holds {len(reached)} rows of {reached.shape[1]} tokens with known positions, which does "
-            f"not fit a batch of {batch_size} rows after {past_length} tokens."
+            f"`past_key_values` holds {len(reached)} rows of {reached.shape[1]} tokens with positions, but there "
+            f"are {batch_size} rows after {past_length} tokens."
         )
     return reached[:, past_length - 1].repeat_interleave(batch_size // len(reached))
 
@@ -105,7 +105,7 @@ def sources(config) -> list[Source]:
 
 
 def holds_cached(inputs: dict, attention_mask: torch.Tensor | None, cache: Cache | None) -> bool:
-    """Whether `inputs` are a whole conversation, cached or not, rather than its new part: as many tokens as the mask."""
+    """Whether `inputs` are a whole conversation and not its new part: they have as many tokens as the mask."""
     if cached_length(cache) == 0 or attention_mask is None or attention_mask.ndim != 2:
         return False
     tokens = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]

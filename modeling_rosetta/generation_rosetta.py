@@ -11,7 +11,7 @@ from .continuation_rosetta import cached_length, positions_after, sources, witho
 
 class RosettaGenerationMixin(GenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """M-RoPE positions (3, B, S) of the prompt, zero for what is cached; `generate` extends them by one a token."""
+        """M-RoPE positions (3, B, S) of the prompt, 0 for what is cached; `generate` extends them by one a token."""
         cache, attention_mask = model_kwargs.get("past_key_values"), model_kwargs["attention_mask"]
         past_length, length = cached_length(cache), inputs_tensor.shape[1]
         token_type_ids = model_kwargs.get("token_type_ids")

@@ -541,8 +541,8 @@ class RosettaModel(RosettaPreTrainedModel):
         if past_length > 0 and attention_mask is not None and attention_mask.ndim == 2:
             if attention_mask.shape[1] < past_length + tokens[1]:
                 raise ValueError(
-                    f"`attention_mask` must cover the {past_length} tokens in `past_key_values` and the {tokens[1]} new "
-                    f"ones, got {attention_mask.shape[1]} columns."
+                    f"`attention_mask` must cover the {past_length} tokens in `past_key_values` and the {tokens[1]} "
+                    f"new ones, got {attention_mask.shape[1]} columns."
                 )
         if sequence_ids is not None and past_key_values is not None:
             raise ValueError("`sequence_ids` (packed rows) cannot be combined with `past_key_values`.")
