@@ -550,6 +550,12 @@ class RosettaModel(RosettaPreTrainedModel):
     def _embed_images(self, pixel_values, image_grid_thw) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Features (L_vit, D) at the ViT positions, and the DeepStack features of the same shape."""
         if pixel_values is not None:
+            if (
+                self.gradient_checkpointing
+                and self.training
+                and any(p.requires_grad for p in self.visual.parameters())
+            ):
+                pixel_values = pixel_values.float().detach().requires_grad_()  # as for the decoder's hidden states
             output = self.visual(pixel_values, grid_thw=image_grid_thw, return_dict=True)
             return output.pooler_output, output.deepstack_features
         # No image in this batch: one of a single token, then dropped, keeps the ViT's parameters in the graph.
