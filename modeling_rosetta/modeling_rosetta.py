@@ -518,6 +518,9 @@ class RosettaModel(RosettaPreTrainedModel):
             ("pixel_values", pixel_values, {"image_grid_thw": image_grid_thw}),
             ("noisy_latents", noisy_latents, {"latent_grid_hw": latent_grid_hw, "timesteps": timesteps}),
         ):
+            grid_key, grid = next(iter(companions.items()))
+            if given is None and input_ids is not None and grid is not None and len(grid) > 0:
+                raise ValueError(f"`{grid_key}` needs `{source}` beside it, which is missing.")
             if given is None or len(given) == 0:
                 continue
             if self.config.token_type_index(source) is None:

@@ -19,6 +19,8 @@ from tests.conftest import TINY, sample, tiny_model
         ({"velocity_labels": torch.randn(5, 8)}, "`velocity_labels` of shape"),
         ({"input_ids": None}, "exactly one of"),
         ({"image_grid_thw": torch.tensor([[1, 4, 8]])}, "grid|places|positions|size"),
+        ({"pixel_values": None}, "`image_grid_thw` needs `pixel_values`"),
+        ({"noisy_latents": None, "velocity_labels": None}, "`latent_grid_hw` needs `noisy_latents`"),
         ({"token_type_ids": torch.zeros(2, 5, dtype=torch.long)}, "`token_type_ids` must have shape"),
     ],
 )
