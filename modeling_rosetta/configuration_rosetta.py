@@ -31,7 +31,8 @@ class RosettaConfig(PreTrainedConfig):
     [`RosettaConfig.moe`] and [`RosettaConfig.mot`] give the baselines.
 
     Args:
-        intermediate_size (`int`, defaults to 3072): Hidden width of every expert, routed or shared.
+        intermediate_size (`int`, defaults to 3072): Hidden width of every expert, routed or shared. Unless it and
+            `hidden_size` are multiples of 8, as grouped products need, experts run one by one, which is slower.
         token_types (`list[dict]`): The token types in the order of their `token_type_ids`. The first is the
             foundation (text). Each entry has
 

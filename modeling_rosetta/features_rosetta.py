@@ -18,7 +18,7 @@ class TimeModulation(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`hidden_states` (L, D) and `timesteps` (L,), sigmas in [0, 1], to (L, D)."""
-        scale, shift = self.proj(self.act(self.timestep_embedder(timesteps))).chunk(2, dim=-1)
+        scale, shift = self.proj(self.act(self.timestep_embedder(timesteps, hidden_states.dtype))).chunk(2, dim=-1)
         return hidden_states * (1 + scale) + shift
 
 
@@ -32,7 +32,7 @@ class FeatureIn(nn.Module):
 
     def forward(self, features: torch.Tensor, timesteps: torch.Tensor | None = None) -> torch.Tensor:
         """`features` (L, C) and `timesteps` (L,), by default 0, that is clean features, to embeddings (L, D)."""
-        embeds = self.proj(features.to(self.proj.weight.dtype))
+        embeds = self.proj(features)
         if self.modulation is None:
             return embeds
         return self.modulation(embeds, embeds.new_zeros(len(embeds)) if timesteps is None else timesteps)

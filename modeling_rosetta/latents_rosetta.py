@@ -18,13 +18,14 @@ class TimestepEmbedder(nn.Module):
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """`timesteps` (I,) are sigmas in [0, 1], 1 is noise. Returns (I, D)."""
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`timesteps` (I,) are sigmas in [0, 1], 1 is noise. Returns (I, D), in the `dtype` that is computed in: the
+        weights do not tell it, since they may be packed."""
         half = self.frequency_dim // 2
         exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
         angles = 1000 * timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponents)
         frequencies = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.linear_2(self.act(self.linear_1(frequencies.to(self.linear_1.weight.dtype))))
+        return self.linear_2(self.act(self.linear_1(frequencies.to(dtype))))
 
 
 class TimestepResnetBlock(nn.Module):
@@ -61,8 +62,8 @@ class LatentIn(nn.Module):
         """`noisy_latents` (L, C), `timesteps` (I,), `grids` I times (h, w). Returns embeddings (L, D)."""
         return _map_images(
             lambda images, time: self.block(self.conv_in(images), time),
-            noisy_latents.to(self.conv_in.weight.dtype),
-            self.timestep_embedder(timesteps),
+            noisy_latents,
+            self.timestep_embedder(timesteps, noisy_latents.dtype),
             grids,
         )
 
@@ -83,7 +84,7 @@ class LatentOut(nn.Module):
         return _map_images(
             lambda images, time: self.conv_out(self.act(self.norm_out(self.block(images, time)))),
             hidden_states,
-            self.timestep_embedder(timesteps),
+            self.timestep_embedder(timesteps, hidden_states.dtype),
             grids,
         )
 

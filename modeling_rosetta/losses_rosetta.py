@@ -22,10 +22,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        hidden_gradient, weight_gradient = (
-            torch.zeros_like(tensor) if needs_gradient else None
-            for tensor, needs_gradient in zip((hidden_states, weight), ctx.needs_input_grad, strict=False)
-        )
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        hidden_gradient = torch.zeros_like(hidden_states) if needs_hidden else None
+        # Added up over the chunks, the error of a sum in 16 bits would grow with the number of targets.
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), device=hidden_states.device)
         for start in range(0, len(targets), TARGETS_CHUNK):
             chunk = slice(start, start + TARGETS_CHUNK)
@@ -39,7 +39,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             if hidden_gradient is not None:
                 torch.mm(gradient, weight, out=hidden_gradient[chunk])
             if weight_gradient is not None:
-                weight_gradient.addmm_(gradient.T, hidden)
+                if weight.dtype == torch.float32:
+                    weight_gradient.addmm_(gradient.T, hidden)
+                else:
+                    weight_gradient += gradient.T @ hidden
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss
 

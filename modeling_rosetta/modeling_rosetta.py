@@ -15,6 +15,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,16 +28,24 @@ from transformers.models.qwen3.modeling_qwen3 import (
     eager_attention_forward,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
+from transformers.utils.output_capturing import capture_outputs
 
 from .attention_blocks_rosetta import visible_blocks
 from .configuration_rosetta import RosettaConfig
+from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
 from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
-from .positions_rosetta import clip_index, get_rope_index, image_index, positions_in_sequence
+from .positions_rosetta import clip_index, image_index, positions_in_sequence
 from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
+
+
+logger = logging.get_logger(__name__)
+
+# What transformers may give to any model, beside the parameters of `forward`.
+ARGUMENTS_OF_ALL_MODELS = ("num_items_in_batch", "output_hidden_states", "output_attentions", "cache_position")
 
 
 class RosettaRouter(nn.Module):
@@ -97,9 +106,9 @@ class RosettaExpertPool(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, D) to the weighted sum of the chosen experts (T, D) and the router's logits (T, E)."""
-        logits, weights, index = self.router(hidden_states)
         if not self.training and len(hidden_states) == 0:
-            return hidden_states, logits
+            return hidden_states, hidden_states.new_zeros(0, self.experts.num_experts, dtype=torch.float32)
+        logits, weights, index = self.router(hidden_states)
         return self.experts(hidden_states, index, weights.to(hidden_states.dtype)), logits
 
 
@@ -177,8 +186,9 @@ class RosettaAttention(nn.Module):
         past_key_values: Cache | None = None,
         attention_blocks: list[tuple[slice, slice]] | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """(B, S, D) to (B, S, D); `attention_blocks` are the [`visible_blocks`] of `attention_mask`."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, S, D) to (B, S, D) and, from eager attention, its weights (B, H, S, K); `attention_blocks` are the
+        [`visible_blocks`] of `attention_mask`."""
         batch_and_length = hidden_states.shape[:2]
         projected = [
             stream(tokens)
@@ -198,8 +208,9 @@ class RosettaAttention(nn.Module):
         dropout = self.config.attention_dropout if self.training else 0.0
         attend = partial(attention, self, dropout=dropout, scaling=self.scaling, **kwargs)
         if attention_blocks is None:
-            output, _ = attend(query, key, value, attention_mask)
+            output, weights = attend(query, key, value, attention_mask)
         else:
+            weights = None
             output = torch.cat(
                 [
                     attend(query[:, :, q], key[:, :, k], value[:, :, k], attention_mask[:, :, q, k])[0]
@@ -209,7 +220,7 @@ class RosettaAttention(nn.Module):
             )
         parts = layout.streams.split(output.flatten(0, 1).flatten(1))
         output = [stream.o_proj(tokens) for stream, tokens in zip(self.streams.values(), parts, strict=True)]
-        return layout.streams.merge(output).unflatten(0, batch_and_length)
+        return layout.streams.merge(output).unflatten(0, batch_and_length), weights
 
 
 class RosettaDecoderLayer(GradientCheckpointingLayer):
@@ -227,14 +238,27 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         self.mlp = RosettaComposableFFN(config)
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: TokenLayout, **kwargs
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(B, S, D) to (B, S, D) and the router logits (T_pool, E) of each pool."""
+        self,
+        hidden_states: torch.Tensor,
+        deepstack_features: torch.Tensor | None,
+        layout: TokenLayout,
+        vision_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, ...]:
+        """(B, S, D) to (B, S, D), with DeepStack features (L_vit, D) added at `vision_positions` (L_vit,), and the
+        router logits (T_pool, E) of each pool. What has a gradient goes in by position and comes out in one tuple of
+        tensors: reentrant checkpointing loses all else."""
         normed = self._norm(self.input_layernorm, hidden_states, layout.streams)
-        hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)
+        hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)[0]
         normed = self._norm(self.post_attention_layernorm, hidden_states, layout.streams)
         output, router_logits = self.mlp(normed.flatten(0, 1), layout)
-        return hidden_states + output.view_as(hidden_states), router_logits
+        hidden_states = hidden_states + output.view_as(hidden_states)
+        if deepstack_features is not None:
+            added = hidden_states.flatten(0, 1).index_add(
+                0, vision_positions, deepstack_features.to(hidden_states.dtype)
+            )
+            hidden_states = added.view_as(hidden_states)
+        return hidden_states, *router_logits.values()
 
     @staticmethod
     def _norm(norms: nn.ModuleDict, hidden_states: torch.Tensor, streams: TokenGroups) -> torch.Tensor:
@@ -246,6 +270,11 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
 class RosettaVisionModel(Qwen3VLVisionModel):
     # The library's list also names a decoder layer that this model does not have, which FSDP cannot find.
     _no_split_modules = ["Qwen3VLVisionBlock"]
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        # Flex attention is for the masks of the decoder, which the ViT does without.
+        requested_attention = "sdpa" if requested_attention == "flex_attention" else requested_attention
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
 class RosettaPreTrainedModel(PreTrainedModel):
@@ -259,6 +288,15 @@ class RosettaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # its kernels ignore the full attention inside images
     _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": RosettaDecoderLayer, "attentions": RosettaAttention}
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        implementation = super().get_correct_experts_implementation(requested_experts)
+        rows = {name: getattr(self.config, name, 0) for name in ("hidden_size", "intermediate_size")}
+        if implementation == "grouped_mm" and any(size % 8 for size in rows.values()):
+            logger.warning_once(f"Experts run one by one: grouped products need multiples of 8, got {rows}.")
+            return "eager"
+        return implementation
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -292,6 +330,7 @@ class RosettaModelOutput(ModelOutput):
         router_logits: for each layer and pool, logits `(T_pool, E)`.
         hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and the output of the last,
             `(B, S, D)`, before the final norm.
+        attentions (`tuple[torch.Tensor]`, *optional*): of each layer, `(B, H, S, K)`.
         layout (`TokenLayout`): which tokens belong to which pool.
     """
 
@@ -301,6 +340,7 @@ class RosettaModelOutput(ModelOutput):
     past_key_values: Cache | None = None
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     layout: TokenLayout | None = None
 
 
@@ -349,7 +389,7 @@ class RosettaModel(RosettaPreTrainedModel):
             grids[self.latent_type] = latent_grid_hw
         return grids
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -366,10 +406,10 @@ class RosettaModel(RosettaPreTrainedModel):
         timesteps: torch.Tensor | None = None,
         shield_shared_expert: bool = False,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> RosettaModelOutput:
         """See [`RosettaForCausalLMAndImageGeneration.forward`]."""
+        self._check_arguments(kwargs)
         self._check_inputs(
             input_ids,
             token_type_ids,
@@ -379,6 +419,7 @@ class RosettaModel(RosettaPreTrainedModel):
             noisy_latents,
             latent_grid_hw,
             timesteps,
+            attention_mask,
             sequence_ids,
             past_key_values,
         )
@@ -404,10 +445,12 @@ class RosettaModel(RosettaPreTrainedModel):
 
         if use_cache and past_key_values is None and sequence_ids is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cached_length(past_key_values)
         grids = self.image_grids(image_grid_thw, latent_grid_hw)
         if position_ids is None:
-            position_ids = self._positions(token_type_ids, grids, attention_mask, past_length)
+            position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask)
+        if past_key_values is not None:
+            keep_positions(past_key_values, past_length, position_ids.expand(3, *token_type_ids.shape), attention_mask)
         mask = self._attention_mask(
             hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
@@ -415,26 +458,22 @@ class RosettaModel(RosettaPreTrainedModel):
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         layout = token_layout(self.config, token_types, shield_shared_expert)
 
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        all_hidden_states, router_logits = [hidden_states], []
+        if self.gradient_checkpointing and self.training:
+            hidden_states.requires_grad_()  # or reentrant checkpointing leaves all out that comes after it
+        router_logits = []
         for index, layer in enumerate(self.layers):
-            hidden_states, layer_router_logits = layer(
+            hidden_states, *logits = layer(
                 hidden_states,
+                deepstack_features[index] if index < len(deepstack_features) else None,
                 layout=layout,
+                vision_positions=vision_positions,
                 position_embeddings=position_embeddings,
                 attention_mask=mask,
                 attention_blocks=attention_blocks,
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            if index < len(deepstack_features):
-                deepstack = hidden_states.flatten(0, 1).index_add(
-                    0, vision_positions, deepstack_features[index].to(hidden_states.dtype)
-                )
-                hidden_states = deepstack.view_as(hidden_states)
-            all_hidden_states.append(hidden_states)
-            router_logits.append(layer_router_logits)
+            router_logits.append(dict(zip(self.config.pools, logits, strict=True)))
 
         return RosettaModelOutput(
             last_hidden_state=self.norm(hidden_states),
@@ -446,9 +485,18 @@ class RosettaModel(RosettaPreTrainedModel):
             },
             past_key_values=past_key_values,
             router_logits=tuple(router_logits),
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             layout=layout,
         )
+
+    def _check_arguments(self, arguments: dict):
+        """`arguments` that no parameter took: features, and what transformers gives to all models."""
+        attention = self.config._attn_implementation
+        known = {*ARGUMENTS_OF_ALL_MODELS, *(key for source in sources(self.config) for key in source.of_tokens)}
+        unknown = [key for key, value in arguments.items() if key not in known and value is not None]
+        if unknown and not isinstance(arguments.get("cache"), PagedAttentionCache):  # which brings its own
+            raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}.")
+        if arguments.get("output_attentions", self.config.output_attentions) and attention != "eager":
+            raise ValueError(f"`output_attentions` needs `attn_implementation` 'eager', got {attention!r}.")
 
     def _check_inputs(
         self,
@@ -460,6 +508,7 @@ class RosettaModel(RosettaPreTrainedModel):
         noisy_latents,
         latent_grid_hw,
         timesteps,
+        attention_mask,
         sequence_ids,
         past_key_values,
     ):
@@ -469,6 +518,9 @@ class RosettaModel(RosettaPreTrainedModel):
             ("pixel_values", pixel_values, {"image_grid_thw": image_grid_thw}),
             ("noisy_latents", noisy_latents, {"latent_grid_hw": latent_grid_hw, "timesteps": timesteps}),
         ):
+            grid_key, grid = next(iter(companions.items()))
+            if given is None and input_ids is not None and grid is not None and len(grid) > 0:
+                raise ValueError(f"`{grid_key}` needs `{source}` beside it, which is missing.")
             if given is None or len(given) == 0:
                 continue
             if self.config.token_type_index(source) is None:
@@ -485,21 +537,36 @@ class RosettaModel(RosettaPreTrainedModel):
                 )
             if tuple(timesteps.shape) != (images,):
                 raise ValueError(f"`timesteps` must have shape ({images},), got {tuple(timesteps.shape)}.")
+        tokens = tuple((inputs_embeds if input_ids is None else input_ids).shape[:2])
+        if token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
+            raise ValueError(f"`token_type_ids` must have shape {tokens}, got {tuple(token_type_ids.shape)}.")
+        past_length = cached_length(past_key_values)
+        if past_length > 0 and attention_mask is not None and attention_mask.ndim == 2:
+            if attention_mask.shape[1] < past_length + tokens[1]:
+                raise ValueError(
+                    f"`attention_mask` must cover the {past_length} tokens in `past_key_values` and the {tokens[1]} "
+                    f"new ones, got {attention_mask.shape[1]} columns."
+                )
         if sequence_ids is not None and past_key_values is not None:
             raise ValueError("`sequence_ids` (packed rows) cannot be combined with `past_key_values`.")
 
     def _embed_images(self, pixel_values, image_grid_thw) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Features (L_vit, D) at the ViT positions, and the DeepStack features of the same shape."""
-        dtype = self.visual.patch_embed.proj.weight.dtype
         if pixel_values is not None:
-            output = self.visual(pixel_values.to(dtype), grid_thw=image_grid_thw, return_dict=True)
+            if (
+                self.gradient_checkpointing
+                and self.training
+                and any(p.requires_grad for p in self.visual.parameters())
+            ):
+                pixel_values = pixel_values.float().detach().requires_grad_()  # as for the decoder's hidden states
+            output = self.visual(pixel_values, grid_thw=image_grid_thw, return_dict=True)
             return output.pooler_output, output.deepstack_features
         # No image in this batch: one of a single token, then dropped, keeps the ViT's parameters in the graph.
         vision = self.config.vision_config
         merge = vision.spatial_merge_size
         patch_size = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         grid = torch.tensor([[1, merge, merge]], device=self.device)
-        pixels = torch.zeros(merge**2, patch_size, dtype=dtype, device=self.device)
+        pixels = torch.zeros(merge**2, patch_size, device=self.device)
         output = self.visual(pixels, grid_thw=grid, return_dict=True)
         return output.pooler_output[:0], [features[:0] for features in output.deepstack_features]
 
@@ -508,13 +575,12 @@ class RosettaModel(RosettaPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts the embedded latents, and the time where there is a timestep token, into `embeds` (T, D)."""
         positions = (token_types == self.latent_type).nonzero().squeeze(-1)
-        features = self.latent_in(noisy_latents, timesteps, latent_grid_hw.tolist())
+        features = self.latent_in(noisy_latents.to(embeds.dtype), timesteps, latent_grid_hw.tolist())
+        time_positions = self._timestep_tokens(input_ids, embeds) if len(timesteps) else positions[:0]
         embeds = self._place(embeds, positions, features, "noisy_latents")
-        if self.config.timestep_token_id is not None and input_ids is not None:
-            timestep_positions = (input_ids.flatten() == self.config.timestep_token_id).nonzero().squeeze(-1)
-            if len(timestep_positions) > 0 or self.training:
-                times = timesteps if len(timestep_positions) else timesteps[:0]
-                embeds = self._place(embeds, timestep_positions, self.timestep_embedder(times), "timesteps")
+        if len(time_positions) > 0 or (self.training and self.timestep_embedder is not None):
+            times = timesteps if len(time_positions) else timesteps[:0]
+            embeds = self._place(embeds, time_positions, self.timestep_embedder(times, embeds.dtype), "timesteps")
         return embeds, positions
 
     def _place_features(
@@ -539,7 +605,8 @@ class RosettaModel(RosettaPreTrainedModel):
                     f"`{timesteps_key}` must have shape ({len(features)},), got {tuple(timesteps.shape)}."
                 )
             places = (token_type_ids.flatten() == index).nonzero().squeeze(-1)
-            embeds = self._place(embeds, places, self.feature_in[token_type["name"]](features, timesteps), source)
+            embedded = self.feature_in[token_type["name"]](features.to(embeds.dtype), timesteps)
+            embeds = self._place(embeds, places, embedded, source)
             if self.config.is_generated(token_type):
                 positions[token_type["name"]] = places
                 if len(features) > 0:
@@ -554,17 +621,15 @@ class RosettaModel(RosettaPreTrainedModel):
             )
         return embeds.index_copy(0, positions, features.to(embeds.dtype))
 
-    @staticmethod
-    def _positions(token_type_ids, grids, attention_mask, past_length) -> torch.Tensor:
-        """M-RoPE positions (3, B, S) of a forward pass that was given none."""
-        if past_length > 0:
-            if grids:
-                raise ValueError("`position_ids` must be given with images whose prompt is in `past_key_values`.")
-            batch, length = token_type_ids.shape
-            positions = torch.arange(past_length, past_length + length, device=token_type_ids.device)
-            return positions.expand(3, batch, -1)
-        padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        return get_rope_index(token_type_ids, grids, padding)
+    def _timestep_tokens(self, input_ids: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor:
+        """Where the timestep tokens stand among the T tokens: by their ids or, without ids, by their embeddings."""
+        token_id = self.config.timestep_token_id
+        if token_id is None:
+            return torch.zeros(0, dtype=torch.long, device=embeds.device)
+        if input_ids is not None:
+            return (input_ids.flatten() == token_id).nonzero().squeeze(-1)
+        embedding = self.embed_tokens(torch.tensor(token_id, device=embeds.device))
+        return (embeds == embedding.to(embeds.dtype)).all(-1).nonzero().squeeze(-1)
 
     def _attention_mask(
         self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips=()
@@ -579,7 +644,7 @@ class RosettaModel(RosettaPreTrainedModel):
             blocks = block if blocks is None else torch.maximum(blocks, block)
         if blocks is not None and past_key_values is not None:
             # An image or clip never spans two calls, so nothing in the cache is in a block.
-            blocks = F.pad(blocks, (past_key_values.get_seq_length(), 0), value=-1)
+            blocks = F.pad(blocks, (cached_length(past_key_values), 0), value=-1)
         positions = None
         if sequence_ids is not None:
             attention_mask = None  # padding has a sequence of its own
@@ -611,6 +676,7 @@ class RosettaOutput(ModelOutput):
         past_key_values (`Cache`, *optional*)
         router_logits: on request; for each layer and pool, logits `(T_pool, E)`.
         hidden_states: on request; the input of each layer and the output of the last.
+        attentions: on request; of each layer, `(B, H, S, K)`.
     """
 
     loss: torch.Tensor | None = None
@@ -625,6 +691,7 @@ class RosettaOutput(ModelOutput):
     past_key_values: Cache | None = None
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenerationMixin):
@@ -659,6 +726,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         noisy_latents: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
         latent_grid_hw: torch.LongTensor | None = None,
         timesteps: torch.Tensor | None = None,
         velocity_labels: torch.Tensor | None = None,
@@ -668,21 +736,23 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         num_feature_targets: dict[str, torch.Tensor | int] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = None,
-        output_router_logits: bool = False,
-        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
         **kwargs,
     ) -> RosettaOutput:
         r"""
         Args:
             input_ids (`(B, S)`): placeholders at image positions.
             token_type_ids (`(B, S)`): index into `config.token_types`; text where absent.
-            attention_mask (`(B, S)`): 1 real, 0 padding; or a boolean mask `(B, 1, S, S)`, used as it is.
+            attention_mask (`(B, S)`): 1 real, 0 padding, and after `past_key_values` of what is cached, too; or a
+                boolean mask `(B, 1, S, S)`, used as it is.
             sequence_ids (`(B, S)`): packed sample number, -1 for padding; absent if a row holds one sample.
-            position_ids (`(3, B, S)`): M-RoPE positions; computed where absent, for what follows a cached prompt as
-                if that was all text.
+            position_ids (`(3, B, S)`): M-RoPE positions; computed where absent.
+            past_key_values: a conversation so far, which goes on with new tokens alone, or with all tokens and an
+                `attention_mask` of them: what is cached is left out, images and features included.
             labels (`(B, S)`): text targets aligned with `input_ids`, -100 elsewhere.
             pixel_values, image_grid_thw: images to understand, as for Qwen3-VL.
             noisy_latents (`(L, C)`): tokens of all images to draw, normalised and patchified, row-major, in order.
+            latents (`(L, C)`): in their place, clean images that are context, as the processor gives them.
             latent_grid_hw (`(I, 2)`): their grids.
             timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
             velocity_labels (`(L, C)`): noise - data.
@@ -695,43 +765,64 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                 Default: all without `labels`, none with them.
             kwargs: for each token type of a user's own, e.g. one that embeds from `"audio_features"`, all its features
                 `audio_features` `(L, C)` in the order of their tokens; if it is generated, also their sigmas
-                `audio_timesteps` `(L,)` (absent: clean) and `audio_velocity_labels` `(L, C)`, noise - data.
+                `audio_timesteps` `(L,)` (absent: clean) and `audio_velocity_labels` `(L, C)`, noise - data. Beside
+                them what transformers gives to all models, e.g. `output_hidden_states` and `output_attentions`.
 
         Returns:
             [`RosettaOutput`]
 
         Raises:
             ValueError: if inputs are missing or do not fit together.
+            TypeError: if there is no such argument.
         """
+        if output_router_logits is None:
+            output_router_logits = getattr(self.config, "output_router_logits", False)
         if velocity_labels is not None and (noisy_latents is None or velocity_labels.shape != noisy_latents.shape):
             given = "missing" if noisy_latents is None else f"of shape {tuple(noisy_latents.shape)}"
             raise ValueError(
                 f"`velocity_labels` of shape {tuple(velocity_labels.shape)} need `noisy_latents` of the same shape, "
                 f"which are {given}."
             )
-        if noisy_latents is None and self.training and self.model.latent_type is not None:
+        if latents is not None:
+            if noisy_latents is not None or timesteps is not None:
+                raise ValueError(
+                    "`latents` are clean images, which need no `noisy_latents` and `timesteps` beside them: give all "
+                    "as `noisy_latents`, the clean ones with a timestep of 0."
+                )
+            if latent_grid_hw is None:
+                raise ValueError("`latents` needs `latent_grid_hw` beside it, which is missing.")
+            noisy_latents, timesteps = latents, torch.zeros(len(latent_grid_hw), device=latents.device)
+        inputs = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "pixel_values": pixel_values,
+            "image_grid_thw": image_grid_thw,
+            "noisy_latents": noisy_latents,
+            "latent_grid_hw": latent_grid_hw,
+            "timesteps": timesteps,
+            **kwargs,
+        }
+        if holds_cached(inputs, attention_mask, past_key_values):
+            past_length = cached_length(past_key_values)
+            inputs = new_part(self.config, inputs, past_length)
+            labels = None if labels is None else labels[:, past_length:]
+        if inputs["noisy_latents"] is None and self.training and self.model.latent_type is not None:
             # A batch that draws nothing still has the parameters of drawing in its graph.
-            noisy_latents = velocity_labels = torch.zeros(0, self.config.latent_channels, device=self.device)
-            latent_grid_hw = torch.zeros(0, 2, dtype=torch.long, device=self.device)
-            timesteps = torch.zeros(0, device=self.device)
-        feature_labels, feature_timesteps = self._take_feature_labels(kwargs)
+            inputs["noisy_latents"] = velocity_labels = torch.zeros(0, self.config.latent_channels, device=self.device)
+            inputs["latent_grid_hw"] = torch.zeros(0, 2, dtype=torch.long, device=self.device)
+            inputs["timesteps"] = torch.zeros(0, device=self.device)
+        latent_grid_hw, timesteps = inputs["latent_grid_hw"], inputs["timesteps"]
+        feature_labels, feature_timesteps = self._take_feature_labels(inputs)
         outputs = self.model(
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
+            **inputs,
             attention_mask=attention_mask,
             sequence_ids=sequence_ids,
-            position_ids=position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            noisy_latents=noisy_latents,
-            latent_grid_hw=latent_grid_hw,
-            timesteps=timesteps,
             shield_shared_expert=shield_shared_expert,
             use_cache=self.config.use_cache if use_cache is None else use_cache,
-            output_hidden_states=output_hidden_states,
-            **kwargs,
+            return_dict=True,
         )
 
         logits = None
@@ -739,7 +830,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             keep = slice(-(logits_to_keep or 0), None) if not torch.is_tensor(logits_to_keep) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, keep])
         velocity = None
-        if noisy_latents is not None:
+        if outputs.latent_hidden_states is not None:
             velocity = self.latent_out(outputs.latent_hidden_states, timesteps, latent_grid_hw.tolist())
         feature_velocities = {
             name: self.feature_out[name](hidden_states, feature_timesteps[name])
@@ -785,6 +876,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             past_key_values=outputs.past_key_values,
             router_logits=outputs.router_logits if output_router_logits else None,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     def _take_feature_labels(self, inputs: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:

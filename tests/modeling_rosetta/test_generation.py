@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_rosetta.positions_rosetta import get_rope_index
-from tests.conftest import TEXT, VAE, VIT, sample
+from tests.conftest import TEXT, VAE, VIT, sample, tiny_model
 
 
 def prompt(kinds: str, seed: int = 0) -> dict:
@@ -87,3 +87,78 @@ def test_an_image_in_the_prompt_changes_the_answer_and_beams_work(rosetta):
     # Three beams of a text prompt; the best is at least as likely as the greedy one.
     text = prompt("t")
     assert greedy(rosetta, text, num_beams=3).shape == (1, 6)
+
+
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 2},
+    "several": {"do_sample": True, "num_return_sequences": 2},
+    "static": {"cache_implementation": "static"},
+    "uncached": {"use_cache": False},
+    "lookup": {"prompt_lookup_num_tokens": 2},
+    "assistant": {"assistant_model": tiny_model()},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kinds", ["tu", "tg", "t"])
+def test_what_is_generated_is_text_also_after_an_image(rosetta, kinds, mode):
+    inputs, seen = prompt(kinds), []
+    length = inputs["input_ids"].shape[1]
+    rosetta.model.register_forward_pre_hook(lambda _, __, kw: seen.append(kw["token_type_ids"]), with_kwargs=True)
+    rosetta.generate(**inputs, max_new_tokens=4, pad_token_id=115, **{"do_sample": False, **MODES[mode]})
+    assert torch.equal(seen[0][0, :length], inputs["token_type_ids"][0])
+    following = [types[:, length:] if types.shape[1] >= length else types for types in seen]
+    assert sum(types.shape[1] for types in following) >= 3
+    assert not any(types.any() for types in following)
+
+
+def test_modes_agree_after_an_image(model):
+    inputs = prompt("tu")
+    expected = greedy(model, inputs)
+    for mode in ("static", "uncached", "lookup", "assistant"):
+        assert torch.equal(greedy(model, inputs, **MODES[mode]), expected), mode
+
+
+@pytest.mark.parametrize("kinds", ["t", "tut", "tgt", "tu"])
+def test_embeddings_in_place_of_ids(model, kinds):
+    inputs = prompt(kinds)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    alone = {key: value for key, value in inputs.items() if key != "input_ids"}
+    for how in ({}, {"num_beams": 2}):
+        expected = greedy(model, inputs, **how)
+        assert torch.equal(greedy(model, inputs, inputs_embeds=embeds, **how), expected)
+        generated = model.generate(
+            inputs_embeds=embeds, **alone, max_new_tokens=6, do_sample=False, pad_token_id=0, **how
+        )
+        assert torch.equal(generated, expected)
+
+
+def test_a_drawing_can_be_asked_about(model):
+    """`latents`, as the processor gives them, are noisy latents at time 0."""
+    inputs = prompt("tgtut")
+    inputs["timesteps"] = torch.zeros(1)
+    asked = {key: value for key, value in inputs.items() if key not in ("noisy_latents", "timesteps")}
+    asked["latents"] = inputs["noisy_latents"]
+    for how in ({}, {"num_beams": 2}, {"use_cache": False}):
+        assert torch.equal(greedy(model, asked, **how), greedy(model, inputs, **how))
+    with torch.no_grad():
+        assert torch.equal(model(**asked).logits, model(**inputs).logits)
+        assert not torch.equal(model(**{**asked, "latents": asked["latents"] + 1}).logits, model(**inputs).logits)
+
+
+def test_latents_beside_noisy_ones_are_refused(rosetta):
+    inputs = prompt("tgt")
+    with pytest.raises(ValueError, match="`latents` are clean images"):
+        rosetta(**inputs, latents=inputs["noisy_latents"])
+    latents = inputs["noisy_latents"]
+    rest = {key: inputs[key] for key in ("input_ids", "token_type_ids")}
+    with pytest.raises(ValueError, match="`latents` needs `latent_grid_hw`"):
+        rosetta(**rest, latents=latents)
+
+
+def test_misspelt_arguments_of_generate_are_refused(rosetta):
+    inputs = prompt("tut")
+    inputs["pixel_value"] = inputs.pop("pixel_values")
+    with pytest.raises(ValueError, match="pixel_value"):
+        greedy(rosetta, inputs)

@@ -54,6 +54,23 @@ def test_cross_entropy_in_bfloat16_is_rounded_no_more_than_its_products(autocast
         torch.testing.assert_close(gradient, exact, rtol=0.02, atol=0.01 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_heads_gradient_adds_up_in_fp32_over_the_chunks(autocast, monkeypatch):
+    """In bfloat16 the error would grow with the number of chunks, here 100."""
+    monkeypatch.setattr(losses_rosetta, "TARGETS_CHUNK", 40)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(1, 4001, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    hidden, weight = (tensor.bfloat16().float().requires_grad_() for tensor in (hidden, weight))
+    labels = torch.randint(0, 20, (1, 4001), generator=generator)
+    (exact,) = torch.autograd.grad(cross_entropy_sum(hidden, weight, labels) / 4000, [weight])
+    inputs = [hidden, weight] if autocast else [hidden.bfloat16(), weight.bfloat16()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = cross_entropy_sum(*inputs, labels) / 4000
+    (gradient,) = torch.autograd.grad(loss, [inputs[1]])
+    assert gradient.dtype == inputs[1].dtype
+    assert (gradient - exact).norm() / exact.norm() < 3e-3
+
+
 def test_no_target_is_no_loss_but_a_gradient():
     hidden, weight = torch.randn(1, 4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
     loss = cross_entropy_sum(hidden, weight, torch.full((1, 4), -100))

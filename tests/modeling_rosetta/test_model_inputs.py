@@ -19,6 +19,9 @@ from tests.conftest import TINY, sample, tiny_model
         ({"velocity_labels": torch.randn(5, 8)}, "`velocity_labels` of shape"),
         ({"input_ids": None}, "exactly one of"),
         ({"image_grid_thw": torch.tensor([[1, 4, 8]])}, "grid|places|positions|size"),
+        ({"pixel_values": None}, "`image_grid_thw` needs `pixel_values`"),
+        ({"noisy_latents": None, "velocity_labels": None}, "`latent_grid_hw` needs `noisy_latents`"),
+        ({"token_type_ids": torch.zeros(2, 5, dtype=torch.long)}, "`token_type_ids` must have shape"),
     ],
 )
 def test_bad_batches_are_named(rosetta, change, named):
@@ -45,15 +48,62 @@ def test_saving_and_loading_is_exact(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")  # its successor is not in 5.17
-def test_gradient_checkpointing_gives_the_same_gradients(rosetta):
-    rosetta.train()
-    batch = sample("tugt")
-    rosetta(**batch).loss.backward()
-    plain = {n: p.grad.clone() for n, p in rosetta.named_parameters()}
-    rosetta.zero_grad()
-    rosetta.gradient_checkpointing_enable({"use_reentrant": False})
-    rosetta(**batch).loss.backward()
-    assert all(torch.equal(plain[n], p.grad) for n, p in rosetta.named_parameters())
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "frozen",
+    [(), ("embed_tokens", "visual", "latent_in"), ("embed_tokens", "patch_embed", "pos_embed")],
+    ids=["all-trained", "embeddings-frozen", "start-of-the-vit-frozen"],
+)
+@pytest.mark.parametrize("loss", ["loss", "aux_loss"])
+def test_gradient_checkpointing_gives_the_same_gradients(model, use_reentrant, frozen, loss):
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen))
+
+    def gradients() -> dict:
+        model.zero_grad()
+        getattr(model(**sample("tugt")), loss).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+    plain = gradients()
+    assert any("router" in name for name in plain)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["pixel_value", "latent", "audio_features", "cu_seq_lens_q"])
+def test_unknown_arguments_are_refused(rosetta, name):
+    for forward in (rosetta, rosetta.model):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            forward(input_ids=torch.tensor([[1, 2]]), **{name: torch.zeros(1)})
+
+
+def test_what_transformers_gives_to_all_models_is_taken(rosetta):
+    ids = torch.tensor([[1, 2, 3]])
+    expected = rosetta(ids).logits
+    given = {"num_items_in_batch": 3, "cache_position": torch.arange(3), "output_attentions": False}
+    given |= {"output_hidden_states": None, "pixel_values_videos": None, "logits_to_keep": 0, "return_dict": True}
+    assert torch.equal(rosetta(ids, **given).logits, expected)
+
+
+@torch.no_grad()
+def test_embeddings_tell_where_the_time_stands():
+    model = tiny_model(timestep_token_id=111)
+    batch = {k: v for k, v in sample("tgtg").items() if "labels" not in k}
+    batch["input_ids"][0, [3, 13]] = 111
+    expected = model(**batch).velocity
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    torch.testing.assert_close(model(**batch, inputs_embeds=embeds).velocity, expected)
+
+
+def test_a_timestep_token_without_an_image_is_text_in_training_too():
+    model, ids = tiny_model(timestep_token_id=111), torch.tensor([[3, 111, 5, 111]])
+    loss = model(input_ids=ids, labels=ids).text_loss
+    torch.testing.assert_close(model.train()(input_ids=ids, labels=ids).text_loss, loss)
 
 
 def test_return_dict_false_gives_a_tuple(rosetta):
