@@ -10,14 +10,14 @@ def encode_images(vae, images: torch.Tensor) -> torch.Tensor:
     The clean latents of images: the mean of the VAE's posterior, patchified and normalised.
 
     Args:
-        vae (`AutoencoderKLFlux2`): on the device of `images`.
+        vae (`AutoencoderKLFlux2`): on the device of `images`, or offloaded.
         images (`torch.Tensor` of shape `(N, 3, H, W)`): in [-1, 1].
 
     Returns:
         `torch.FloatTensor` of shape `(N, C, h, w)`; their tokens in row-major order are the rows that the model reads.
     """
     latents = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
-    mean, std = _statistics(vae)
+    mean, std = _statistics(vae, latents.device)
     return (F.pixel_unshuffle(latents, vae.config.patch_size[0]) - mean) / std
 
 
@@ -27,20 +27,28 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     The inverse of [`encode_images`], up to what the VAE loses.
 
     Args:
-        vae (`AutoencoderKLFlux2`): on the device of `latents`.
+        vae (`AutoencoderKLFlux2`): on the device of `latents`, or offloaded.
         latents (`torch.Tensor` of shape `(N, C, h, w)`)
 
     Returns:
         `torch.Tensor` of shape `(N, 3, H, W)` in the VAE's dtype, about [-1, 1].
     """
-    mean, std = _statistics(vae)
+    mean, std = _statistics(vae, latents.device)
     latents = F.pixel_shuffle(latents.float() * std + mean, vae.config.patch_size[0])
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
 
 
-def _statistics(vae) -> tuple[torch.Tensor, torch.Tensor]:
-    # Read off the batch norm, which would update them if it were called in training mode.
-    mean, variance = (statistic.float()[:, None, None] for statistic in (vae.bn.running_mean, vae.bn.running_var))
+def _statistics(vae, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    # Read off the batch norm, which would update them if it were called in training mode. Nor is it called beside the
+    # hooks of offloading, which leave it on another device, or without values until its own brings them.
+    hook = getattr(vae.bn, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(vae.bn)
+    mean, variance = (
+        statistic.to(device, torch.float32)[:, None, None] for statistic in (vae.bn.running_mean, vae.bn.running_var)
+    )
+    if hook is not None:
+        hook.post_forward(vae.bn, None)
     return mean, (variance + vae.config.batch_norm_eps).sqrt()
 
 
