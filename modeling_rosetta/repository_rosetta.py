@@ -212,8 +212,11 @@ def _write(parts: dict, directory: Path, weights: dict[str, torch.Tensor] | None
     type(processor).register_for_auto_class()
     transformer.config.auto_map = dict(AUTO_MAP)
     if weights is not None:
-        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        transformer.save_pretrained(directory, state_dict=weights, **sharding)
+        options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        if getattr(transformer, "hf_quantizer", None) is None:
+            # Once an adapter was loaded, the "original" names would be those of adapters, also after it is deleted.
+            options["save_original_format"] = False
+        transformer.save_pretrained(directory, state_dict=weights, **options)
     else:
         transformer.config.architectures = [type(transformer).__name__]
         custom_object_save(transformer, directory, config=transformer.config)

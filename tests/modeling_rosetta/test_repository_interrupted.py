@@ -1,11 +1,11 @@
 """However saving ends, the folder is the old one or the new one."""
 
 import os
+import pkgutil
 import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 
 from modeling_rosetta.repository_rosetta import staged_directory
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 def fail_at(number: int, function, error: BaseException):
-    """`function`, of which one call does its work and then fails, as if the process was interrupted there."""
+    """`function`, one call of which fails after its work is done."""
     calls = iter(range(10_000))
 
     def failing(*args, **kwargs):
@@ -50,22 +50,24 @@ def fail_at(number: int, function, error: BaseException):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("owner", "name", "number"),
+    ("function", "number"),
     [
-        *((safetensors.torch, "save_file", number) for number in (0, 1)),
-        *((shutil, "copyfile", number) for number in (0, 4)),
-        *((Path, "write_text", number) for number in (0, 2)),
-        (Path, "rename", 0),
+        ("transformers.modeling_utils.safe_save_file", 0),
+        ("safetensors.torch.save_file", 0),  # the VAE's
+        *(("shutil.copyfile", number) for number in (0, 4)),
+        *(("pathlib.Path.write_text", number) for number in (0, 2)),
+        ("os.link", 1),
+        ("pathlib.Path.rename", 0),
     ],
 )
-def test_a_failure_on_the_way_leaves_the_folder_as_it_was(owner, name, number, error, pipe, folder, monkeypatch):
+def test_a_failure_on_the_way_leaves_the_folder_as_it_was(function, number, error, pipe, folder, monkeypatch):
     before = contents(folder)
+    owner, name = function.rsplit(".", 1)
+    failing = fail_at(number, getattr(pkgutil.resolve_name(owner), name), error)
     with monkeypatch.context() as patch:
-        failing = fail_at(number, getattr(owner, name), error)
-        for place in ("transformers.modeling_utils.safe_save_file", "diffusers.models.modeling_utils.safetensors.torch"):
-            if name == "save_file" and place.endswith("safe_save_file"):
-                patch.setattr(place, failing)
-        patch.setattr(owner, name, failing)
+        patch.setattr(function, failing)
+        if function == "os.link":
+            patch.setattr("shutil.copy2", fail_at(0, shutil.copy2, error))  # which takes its place
         with pytest.raises(type(error)):
             pipe.save_pretrained(folder)
     assert contents(folder) == before
