@@ -1,5 +1,7 @@
 """Images to the latents that Rosetta draws, and back: the FLUX.2 VAE, its 2 x 2 patches and its statistics."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.nn import functional as F
 
@@ -39,17 +41,30 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _statistics(vae, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    # Read off the batch norm, which would update them if it were called in training mode. Nor is it called beside the
-    # hooks of offloading, which leave it on another device, or without values until its own brings them.
-    hook = getattr(vae.bn, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(vae.bn)
-    mean, variance = (
-        statistic.to(device, torch.float32)[:, None, None] for statistic in (vae.bn.running_mean, vae.bn.running_var)
-    )
-    if hook is not None:
-        hook.post_forward(vae.bn, None)
+    # Read off the batch norm, which would update them if it were called in training mode.
+    with _values_brought(vae.bn):
+        mean, variance = (
+            statistic.to(device, torch.float32)[:, None, None]
+            for statistic in (vae.bn.running_mean, vae.bn.running_var)
+        )
     return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+@contextmanager
+def _values_brought(module: torch.nn.Module):
+    """Does what the hooks of offloading would do around a call of `module`, which beside them may hold no values."""
+    hook = getattr(module, "_hf_hook", None)  # accelerate's
+    registry = getattr(module, "_diffusers_hook", None)
+    group_hook = registry and registry.get_hook("group_offloading")
+    if hook is not None:
+        hook.pre_forward(module)
+    if group_hook:
+        group_hook.pre_forward(module)
+    yield
+    if group_hook:
+        group_hook.post_forward(module, None)
+    if hook is not None:
+        hook.post_forward(module, None)
 
 
 __all__ = ["decode_latents", "encode_images"]

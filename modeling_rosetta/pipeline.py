@@ -160,7 +160,7 @@ class RosettaPipeline(DiffusionPipeline):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if sigmas is not None:
-            steps = np.asarray([*sigmas, 0.0])
+            steps = np.asarray([*map(float, sigmas), 0.0])
             if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
                 raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
         if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
@@ -176,7 +176,10 @@ class RosettaPipeline(DiffusionPipeline):
                 f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
             )
         num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
-        if isinstance(generator, list) and len(generator) != num_images:
+        generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)
+        if not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        if isinstance(generator, list | tuple) and len(generator) != num_images:
             raise ValueError(
                 f"`generator` must be one generator or one for each of the {num_images} images, got {len(generator)}."
             )
@@ -206,14 +209,16 @@ class RosettaPipeline(DiffusionPipeline):
         Raises:
             ValueError: if `sigmas` are given, and the scheduler takes none; or it is none for flow matching.
         """
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, retrieve_timesteps
 
         config, shift = self.scheduler.config, {}
         if config.get("use_dynamic_shifting", False):
             names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
             given = [config[name] for name in names if config.get(name) is not None]
             shift["mu"] = calculate_shift(num_tokens, *(given if len(given) == len(names) else ()))
-        if sigmas is None and "sigmas" in signature(self.scheduler.set_timesteps).parameters:
+        if sigmas is not None:
+            sigmas = np.asarray([*map(float, sigmas)])
+        elif "sigmas" in signature(self.scheduler.set_timesteps).parameters:
             sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # its own would be shifted twice
         retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, **shift)
         if self.scheduler.sigmas.max() > 1:
@@ -389,6 +394,7 @@ class RosettaPipeline(DiffusionPipeline):
         device = self._execution_device
 
         # 2. Lay out the tokens: a row for each prompt and, with guidance, an unconditional one for each after them
+        generator = list(generator) if isinstance(generator, tuple) else generator
         height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
         lay_out = functools.partial(self._lay_out, prompt, negative_prompt, height, width, max_sequence_length)
         rows = lay_out()
@@ -401,8 +407,7 @@ class RosettaPipeline(DiffusionPipeline):
         # 4. Draw the noise
         num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
         latents = self.prepare_latents(num_images, grid_hw, device, generator, latents)
-        takes_generator = "generator" in signature(self.scheduler.step).parameters
-        for_step = {"generator": generator} if takes_generator else {}
+        for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
         # 5. Compute the keys and values of the prompts
         prompt_inputs, is_guided = self.encode_prompt(rows, num_images_per_prompt), self.do_classifier_free_guidance
