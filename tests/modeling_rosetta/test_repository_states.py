@@ -17,7 +17,6 @@ from modeling_rosetta.pipeline import RosettaPipeline
 from modeling_rosetta.repository_rosetta import weights_of_model
 from tests.modeling_rosetta.test_mounting import AUDIO
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
-from trainer.lora import lora_config
 
 
 IDS = torch.arange(10)[None]
@@ -45,8 +44,11 @@ def pipe(saved) -> RosettaPipeline:
     return pipe
 
 
-def lora(model) -> LoraConfig:
-    return lora_config(model.config, ["attention", "pools"], r=2, init_lora_weights=False)
+def lora() -> LoraConfig:
+    """On projections, and on the fused weights of experts."""
+    return LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"], init_lora_weights=False
+    )
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -55,11 +57,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 def add_adapters(pipe, *names):
     for name in names:
-        pipe.transformer.add_adapter(lora(pipe.transformer), adapter_name=name)
+        pipe.transformer.add_adapter(lora(), adapter_name=name)
 
 
 def load_adapter(pipe, tmp_path):
-    get_peft_model(tiny_pipeline().transformer, lora(pipe.transformer)).save_pretrained(tmp_path / "adapter")
+    get_peft_model(tiny_pipeline().transformer, lora()).save_pretrained(tmp_path / "adapter")
     pipe.transformer.load_adapter(tmp_path / "adapter")
 
 
@@ -79,11 +81,11 @@ def delete_adapters(pipe):
 
 
 def merge_adapter(pipe):
-    pipe.transformer = get_peft_model(pipe.transformer, lora(pipe.transformer)).merge_and_unload()
+    pipe.transformer = get_peft_model(pipe.transformer, lora()).merge_and_unload()
 
 
 def wrap_in_peft(pipe):
-    pipe.transformer = get_peft_model(pipe.transformer, lora(pipe.transformer))
+    pipe.transformer = get_peft_model(pipe.transformer, lora())
 
 
 def compile_all(pipe):
@@ -127,7 +129,7 @@ WHOLE = {
     "as loaded": lambda pipe: None,
     "adapters deleted": delete_adapters,
     "adapter merged": merge_adapter,
-    "adapter unloaded": replace("transformer", lambda model: get_peft_model(model, lora(model)).unload()),
+    "adapter unloaded": replace("transformer", lambda model: get_peft_model(model, lora()).unload()),
     "in bf16": lambda pipe: pipe.to(torch.bfloat16),
     "in fp16": lambda pipe: pipe.to(torch.float16),
     "in two dtypes": lambda pipe: pipe.transformer.model.layers.bfloat16(),
@@ -145,7 +147,7 @@ REFUSED = {
     "adapters added": (lambda pipe: add_adapters(pipe, "one", "two"), "`transformer` has adapters"),
     "adapters disabled": (disable_adapters, "`transformer` has adapters"),
     "one adapter of two": (delete_one_of_two_adapters, "`transformer` has adapters"),
-    "adapter injected": (lambda pipe: get_peft_model(pipe.transformer, lora(pipe.transformer)), "has adapters"),
+    "adapter injected": (lambda pipe: get_peft_model(pipe.transformer, lora()), "has adapters"),
     "wrapped in peft": (wrap_in_peft, "`transformer` must be the Rosetta.* itself .*got PeftModel"),
     "wrapped in parallel": (replace("transformer", nn.DataParallel), "`transformer` must be .*got DataParallel"),
     "without its head": (
