@@ -4,10 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-import diffusers.utils.dynamic_modules_utils
 import pytest
 import torch
-import transformers.dynamic_module_utils
 from PIL import Image
 from torch import nn
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
@@ -40,9 +38,6 @@ def pipeline():
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """Where the README's paths lead, as after `make quickstart`."""
-    for module in (transformers.dynamic_module_utils, diffusers.utils.dynamic_modules_utils):
-        monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     monkeypatch.chdir(tmp_path)
     pipeline().save_pretrained("outputs/quickstart/model")
     Image.new("L", (32, 32)).save("outputs/quickstart/digit.png")
