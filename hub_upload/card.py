@@ -80,19 +80,15 @@ def model_card(
     sees, draws = (config.token_type_index(source) is not None for source in ("pixel_values", "noisy_latents"))
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag={
-            (False, False): "text-generation",
-            (True, False): "image-text-to-text",
-            (False, True): "text-to-image",
-            (True, True): "any-to-any",
-        }[sees, draws],
+        # What `pipeline(tag)` does with it: transformers' "any-to-any" draws nothing. That is a tag of its own.
+        pipeline_tag="image-text-to-text" if sees else "text-to-image" if draws else "text-generation",
         license=license,
         license_name=license_name,
         license_link=license_link,
         base_model=base_model,
         datasets=datasets,
         language=language,
-        tags=list(dict.fromkeys([*TAGS, *(tags or [])])),
+        tags=list(dict.fromkeys([*TAGS, *(["text-to-image"] if draws else []), *(tags or [])])),
     )
     record = _json(folder / "training.json") or {"command": None, "stages": []}
     pictures = sorted(file.name for file in folder.glob("assets/*") if file.suffix.lower() in PICTURES)

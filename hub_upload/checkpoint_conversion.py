@@ -17,7 +17,7 @@ from modeling_rosetta.repository_rosetta import save_repository, staged_director
 
 from .authors_layout import IGNORED, LATENT_PREFIX
 from .card import add_facts, facts_of, model_card
-from .publication import push
+from .publication import destination, push
 from .state_dict_conversion import Conversion, Reversion
 from .weight_files import open_weights, parse_hub_source, write_weights
 
@@ -235,6 +235,8 @@ def _run(options: argparse.Namespace):
     else:
         if options.tokenizer is None:
             raise ValueError("`--tokenizer` must be given: a folder or Hub id of the authors' tokenizer.")
+        if options.push:
+            options.push = destination(options.push)
         convert(
             options.source,
             options.target,

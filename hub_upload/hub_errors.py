@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
 
 _AGAIN = "Run the same command again: what arrived is not sent again."
@@ -34,6 +34,10 @@ def hub_errors(doing: str):
     """
     try:
         yield
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(
+            f"{doing}: there is no token. Log in with `hf auth login`, or set `HF_TOKEN`."
+        ) from error
     except (HTTPError, RuntimeError) as error:
         refused = _cause(error, HfHubHTTPError)
         if refused is not None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from .card import add_facts, facts_of
 from .fresh_process import load_as_a_stranger
-from .hub_errors import hub_errors
+from .hub_errors import ADVICE, hub_errors
 from .release import CARD, Release, belongs, prepared_release
 
 
@@ -68,15 +68,16 @@ def push(
 ) -> CommitInfo | None:
     """
     Publishes a saved repository: weights, code, processor, pipeline, VAE, card and checksums, in one commit. Before
-    anything is sent, the folder is checked for completeness, foreign code and secrets, and loaded, asked and drawn
-    with in a fresh process without the project. After an interruption, the same call sends what is missing.
+    anything is sent, the folder is checked for completeness, foreign code and secrets, the token for the right to
+    write, and the release is loaded, asked and drawn with in a fresh process without the project. After an
+    interruption, the same call sends what is missing.
 
     Files on the Hub that a release may hold and this one does not, such as older weights, are removed in the same
     commit; others stay.
 
     Args:
         folder (`str` or `os.PathLike`): as `RosettaPipeline.save_pretrained` wrote it. It is not changed.
-        repo_id (`str`): created if it does not exist.
+        repo_id (`str`): created if it does not exist. Without a namespace, it is the user's own.
         release (`str`, *optional*): the tag that the commit gets, e.g. `"v1.0"`.
         private (`bool`, *optional*): whether a new repository is private; an existing one must be so already.
         revision (`str`, *optional*): the branch, by default `"main"`; branched off `main` if it does not exist.
@@ -102,9 +103,15 @@ def push(
             f"`revision` must not be given with it, got {release!r} and {revision!r}."
         )
     api, revision = HfApi(token=token), revision or "main"
+    is_full = "/" in repo_id
+    if not is_full:
+        repo_id = destination(repo_id, token, only_looks=dry_run)
     with prepared_release(folder, repo_id, **facts) as prepared:
         for path in prepared.left_out:
             print(f"left out: {path}")
+        # The Hub is asked before what takes long, checksums and loading.
+        if is_full:
+            destination(repo_id, token, only_looks=dry_run)
         with hub_errors(f"Looking at {repo_id}"):
             remote = _look(api, repo_id, revision)
         changes = _compare(prepared, remote)
@@ -142,6 +149,8 @@ def push(
             with hub_errors(f"{repo_id} is complete, but not tagged {release}"):
                 api.create_tag(repo_id, tag=release, revision=commit.oid)
             print(f"Tagged: {release}")
+        if commit.pr_url is None:
+            print(f"To check it: python -m hub_upload verify {repo_id}@{release or commit.oid}")
     return commit
 
 
@@ -152,6 +161,38 @@ def _check_metadata(api: HfApi, card: Path):
     if response.status_code == 400:
         raise ValueError(response.text)
     hf_raise_for_status(response)
+
+
+def destination(repo_id: str, token: str | None = None, *, only_looks: bool = False) -> str:
+    """
+    The full id of a repository to push to, asked of the Hub before any work is done.
+
+    Args:
+        repo_id (`str`): without a namespace, it is in the user's own.
+        token (`str`, *optional*): by default the one that is logged in.
+        only_looks (`bool`, defaults to `False`): nothing will be written, so no token is needed for a full id.
+
+    Raises:
+        PermissionError, ConnectionError, OSError: if the token is unknown or may only read, or from the Hub.
+    """
+    if only_looks and "/" in repo_id:
+        return repo_id
+    with hub_errors(f"Asking who pushes {repo_id}"):
+        try:
+            me = HfApi(token=token).whoami()
+        except HfHubHTTPError as error:
+            if error.response.status_code == 404 and "/" in repo_id:  # a Hub of one's own that cannot tell
+                return repo_id
+            raise
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read" and not only_looks:
+        raise PermissionError(f"Your token may only read: the Hub would answer 403 to {repo_id}. {ADVICE[403]}")
+    if "/" not in repo_id:
+        repo_id = f"{me['name']}/{repo_id}"
+        print(f"The repository is {repo_id}.")
+    names = [me["name"], *(organisation["name"] for organisation in me.get("orgs", []))]
+    if repo_id.split("/")[0] not in names:
+        print(f"{repo_id} is neither yours nor of an organisation of yours: {', '.join(names)}.")
+    return repo_id
 
 
 def _look(api: HfApi, repo_id: str, revision: str) -> Remote:
@@ -217,7 +258,7 @@ def add_command(commands):
     """`python -m hub_upload push DIR --repo-id NAME/MODEL`."""
     parser = commands.add_parser("push", help="check a saved repository and publish it as one commit")
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--repo-id", required=True, metavar="NAME/MODEL")
+    parser.add_argument("--repo-id", required=True, metavar="NAME/MODEL", help="MODEL alone is yours")
     parser.add_argument("--release", metavar="TAG", help="tag the commit, e.g. v1.0")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="default: main")
@@ -235,4 +276,4 @@ def _run(options: argparse.Namespace):
     push(options.folder, options.repo_id, **given, **facts_of(options))
 
 
-__all__ = ["add_command", "push"]
+__all__ = ["add_command", "destination", "push"]

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, ModelCard
@@ -62,13 +63,19 @@ class Release:
     """
     Attributes:
         folder (`Path`): where all of its files lie, and nothing else.
-        operations (`list[CommitOperationAdd]`): the same, to be committed.
         left_out (`list[str]`): files of the original folder that are no part of it.
     """
 
     folder: Path
-    operations: list[CommitOperationAdd]
     left_out: list[str]
+
+    @cached_property
+    def operations(self) -> list[CommitOperationAdd]:
+        """The files, to be committed, with their checksums, which are also written into one of them."""
+        operations = [CommitOperationAdd(path, self.folder / path) for path in sorted(files_in(self.folder))]
+        sums = "".join(f"{operation.upload_info.sha256.hex()}  {operation.path_in_repo}\n" for operation in operations)
+        (self.folder / CHECKSUMS).write_text(sums)
+        return [*operations, CommitOperationAdd(CHECKSUMS, self.folder / CHECKSUMS)]
 
 
 def belongs(path: str) -> bool:
@@ -174,12 +181,7 @@ def prepared_release(folder: str | os.PathLike, repo_id: str, **facts) -> Iterat
             raise ValueError(
                 "The release holds what must not be published:\n" + "\n".join(f"  {line}" for line in found)
             )
-        operations = [CommitOperationAdd(path, release / path) for path in sorted(paths)]
-        sums = "".join(f"{operation.upload_info.sha256.hex()}  {operation.path_in_repo}\n" for operation in operations)
-        (release / CHECKSUMS).write_text(sums)
-        operations.append(CommitOperationAdd(CHECKSUMS, release / CHECKSUMS))
-        left_out = sorted(files_in(folder) - {operation.path_in_repo for operation in operations})
-        yield Release(release, operations, left_out)
+        yield Release(release, sorted(files_in(folder) - {CHECKSUMS, *paths}))
 
 
 def _weights(folder: Path, name: str) -> set[Path]:

@@ -1,15 +1,19 @@
 """Prompt in, image out: Rosetta as a diffusers pipeline."""
 
+import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
-from numbers import Real
+from inspect import signature
+from numbers import Integral, Real
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -27,16 +31,49 @@ declared = sys.modules["repository_rosetta"] = ModuleType("repository_rosetta")
 declared.RootModel = declared.PreTrainedModel = PreTrainedModel
 declared.RootProcessor = declared.ProcessorMixin = ProcessorMixin
 
+PUBLISHING = (
+    "Save the pipeline with `save_pretrained(folder)`, then publish the folder, checked and with its card, by "
+    "`python -m hub_upload push folder --repo-id name/model`, or as it is by `hf upload name/model folder`."
+)
+_drawing = set()  # the schedulers that are in use, by id
+_drawing_lock = threading.Lock()
+
+
+def _one_at_a_time(call: Callable) -> Callable:
+    """A scheduler keeps the state of one drawing: a second one with it is refused while the first goes on."""
+
+    @functools.wraps(call)
+    def alone(pipe, *args, **kwargs):
+        scheduler = id(pipe.scheduler)
+        with _drawing_lock:
+            if scheduler in _drawing:
+                raise RuntimeError(
+                    "This pipeline's scheduler is in use by a drawing that has not ended: give each thread a pipeline "
+                    "of the same components with a scheduler of its own, `type(pipe)(**{**pipe.components, "
+                    '"scheduler": pipe.scheduler.from_config(pipe.scheduler.config)})`.'
+                )
+            _drawing.add(scheduler)
+        try:
+            return call(pipe, *args, **kwargs)
+        finally:
+            _drawing.discard(scheduler)
+
+    return alone
+
 
 class RosettaPipeline(DiffusionPipeline):
     r"""
     Draws images with [`RosettaForCausalLMAndImageGeneration`] by flow matching (paper, 3.3): the prompt's keys and
     values are computed once, then every step predicts the velocity of the images alone.
 
+    One pipeline makes one drawing at a time. Threads draw at once with a pipeline each, of the same components, that
+    has a scheduler of its own: `type(pipe)(**{**pipe.components, "scheduler": another})`.
+
     Args:
-        transformer ([`RosettaForCausalLMAndImageGeneration`])
+        transformer ([`RosettaForCausalLMAndImageGeneration`]): `None` if nothing is to be drawn or saved.
         vae ([`AutoencoderKLFlux2`]): decodes the latents; `None` if only latents are wanted.
-        scheduler ([`FlowMatchEulerDiscreteScheduler`])
+        scheduler ([`FlowMatchEulerDiscreteScheduler`]): or another of diffusers for flow matching, such as Heun, or
+            UniPC, DPM++, DEIS and SA-Solver with `use_flow_sigmas=True, prediction_type="flow_prediction"`.
         processor ([`RosettaProcessor`])
 
     Raises:
@@ -45,6 +82,7 @@ class RosettaPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
+    _optional_components = ["transformer", "vae"]
 
     def __init__(
         self,
@@ -54,24 +92,24 @@ class RosettaPipeline(DiffusionPipeline):
         processor: ProcessorMixin,
     ):
         super().__init__()
-        sources = [t["embeds_from"] for t in transformer.config.token_types]
-        if processor.embeds_from != sources:
+        sources = None if transformer is None else [t["embeds_from"] for t in transformer.config.token_types]
+        if None not in (transformer, processor) and processor.embeds_from != sources:
             raise ValueError(
                 f"`processor.embeds_from` must be {sources}, as the token types of `transformer`, got "
                 f"{processor.embeds_from}: see `processor.set_token_types`."
             )
-        if vae is not None:
+        if None not in (vae, processor):
             pixels = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.patch_size[0]
             if processor.latent_patch_size != pixels:
                 raise ValueError(
                     f"`processor.latent_patch_size` must be {pixels}, the pixels of a token of this `vae`, got "
                     f"{processor.latent_patch_size}."
                 )
-            if transformer.config.latent_channels != vae.bn.num_features:
-                raise ValueError(
-                    f"`transformer.config.latent_channels` must be {vae.bn.num_features}, the channels of a token of "
-                    f"this `vae`, got {transformer.config.latent_channels}."
-                )
+        if None not in (vae, transformer) and transformer.config.latent_channels != vae.bn.num_features:
+            raise ValueError(
+                f"`transformer.config.latent_channels` must be {vae.bn.num_features}, the channels of a token of "
+                f"this `vae`, got {transformer.config.latent_channels}."
+            )
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, processor=processor)
         self.image_processor = VaeImageProcessor()
 
@@ -103,18 +141,26 @@ class RosettaPipeline(DiffusionPipeline):
         guidance_scale,
         num_images_per_prompt,
         generator,
+        latents,
         output_type,
         callback_on_step_end_tensor_inputs,
     ):
         """Raises a `ValueError` that names the argument; prompts and sizes are the processor's to check."""
+        for name in ("transformer", "processor", "scheduler"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` must be part of the pipeline to draw, it is None.")
+        if self.transformer.config.token_type_index("noisy_latents") is None:
+            names = [token_type["name"] for token_type in self.transformer.config.token_types]
+            raise ValueError(f"`transformer` must have a token type that is drawn (`noisy_latents`), got {names}.")
+        self._check_scheduler()
         if not isinstance(prompt, (str, list, tuple)) or len(prompt) == 0 and not isinstance(prompt, str):
             raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
         counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if sigmas is not None:
-            steps = np.asarray([*sigmas, 0.0])
+            steps = np.asarray([*map(float, sigmas), 0.0])
             if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
                 raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
         if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
@@ -127,15 +173,71 @@ class RosettaPipeline(DiffusionPipeline):
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got "
-                f"{sorted(unknown)}."
+                f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
             )
         num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
-        if isinstance(generator, list) and len(generator) != num_images:
+        generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)
+        if not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        if isinstance(generator, list | tuple) and len(generator) != num_images:
             raise ValueError(
                 f"`generator` must be one generator or one for each of the {num_images} images, got {len(generator)}."
             )
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"`latents` must be a tensor, got {type(latents).__name__}.")
         if self.transformer.training:
             raise ValueError("`transformer` is in training mode: call `pipe.transformer.eval()`.")
+
+    def _check_scheduler(self):
+        config = self.scheduler.config
+        if (
+            config.get("prediction_type", "flow_prediction") != "flow_prediction"
+            or not config.get("use_flow_sigmas", True)
+            or config.get("invert_sigmas", False)
+            or not hasattr(self.scheduler, "sigmas")
+        ):
+            raise ValueError(
+                "`scheduler` must be one for flow matching, from noise to data: FlowMatchEulerDiscreteScheduler or "
+                'another with `use_flow_sigmas=True` and `prediction_type="flow_prediction"`, got '
+                f"{type(self.scheduler).__name__} with {config.get('prediction_type')!r}."
+            )
+
+    def set_times(self, num_inference_steps: int, sigmas, num_tokens: int, device: torch.device):
+        """
+        Sets the scheduler's times, from noise to data; `num_tokens` are those of an image, for its dynamic shift.
+
+        Raises:
+            ValueError: if `sigmas` are given, and the scheduler takes none; or it is none for flow matching.
+        """
+        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, retrieve_timesteps
+
+        config, shift = self.scheduler.config, {}
+        if config.get("use_dynamic_shifting", False):
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            given = [config[name] for name in names if config.get(name) is not None]
+            shift["mu"] = calculate_shift(num_tokens, *(given if len(given) == len(names) else ()))
+        if sigmas is not None:
+            sigmas = np.asarray([*map(float, sigmas)])
+        elif "sigmas" in signature(self.scheduler.set_timesteps).parameters:
+            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # its own would be shifted twice
+        retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, **shift)
+        if self.scheduler.sigmas.max() > 1:
+            raise ValueError(f"`scheduler` must be one for flow matching, got {type(self.scheduler).__name__}.")
+        self.scheduler.set_begin_index(0)
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+    def _lay_out(self, prompt, negative_prompt, height, width, max_sequence_length: int) -> dict[str, torch.Tensor]:
+        """The rows of the processor, on the device that the pipeline runs on."""
+        rows = self.processor.draw_prompt(
+            prompt, height, width, negative_prompt, do_classifier_free_guidance=self.do_classifier_free_guidance
+        ).to(self._execution_device)
+        prompt_length = self._image_columns(rows)[0]
+        if prompt_length > max_sequence_length:
+            raise ValueError(
+                f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
+                f"(`max_sequence_length`), got {prompt_length}."
+            )
+        return rows
 
     def encode_prompt(self, rows: dict[str, torch.Tensor], num_images_per_prompt: int) -> dict:
         """
@@ -215,10 +317,11 @@ class RosettaPipeline(DiffusionPipeline):
 
         velocity = velocity.float().unflatten(0, (num_rows, -1)).transpose(1, 2).unflatten(2, latents.shape[2:])
         conditional, unconditional = velocity[: len(latents)], velocity[len(latents) :]
-        if not self.do_classifier_free_guidance or len(unconditional) == 0:
+        if len(unconditional) == 0:
             return conditional
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
+    @_one_at_a_time
     @torch.no_grad()
     def __call__(
         self,
@@ -246,11 +349,13 @@ class RosettaPipeline(DiffusionPipeline):
             height, width (`int`, *optional*): in pixels; by default the square that the model was trained around.
             num_inference_steps (`int`, defaults to 50)
             sigmas (`list[float]`, *optional*): the times to step through in place of `num_inference_steps` equal
-                steps; 1 is noise, the last step goes to 0.
+                steps; 1 is noise, the last step goes to 0. Not every scheduler takes them.
             guidance_scale (`float`, defaults to 5.0): the velocity is unconditional + scale * (conditional -
-                unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks may change or end it.
+                unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks change, begin or end it
+                for the steps after theirs: `pipe._guidance_scale = 1.0`.
             num_images_per_prompt (`int`, defaults to 1)
-            generator (`torch.Generator` or a list with one for each image, *optional*): for the noise.
+            generator (`torch.Generator` or a list with one for each image, *optional*): for the noise, also what a
+                stochastic scheduler adds.
             latents (`torch.Tensor` of shape `(N, C, h, w)`, *optional*): the noise itself.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(N, H, W, 3)` in [0, 1], `"pt"` `(N, 3, H, W)`
                 in [0, 1], or `"latent"` `(N, C, h, w)`, as `decode_latents` and the `latents` argument take them.
@@ -264,11 +369,14 @@ class RosettaPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`], or a tuple of the images: those of the first prompt, then those of the second, ...
 
         Raises:
-            ValueError: if an argument is not valid.
+            ValueError: if an argument is not valid, or the pipeline lacks a part.
+            RuntimeError: if another drawing with this pipeline's scheduler has not ended.
         """
         from .latent_codec_rosetta import decode_latents
 
         # 1. Check the arguments
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self.check_inputs(
             prompt,
             num_inference_steps,
@@ -276,6 +384,7 @@ class RosettaPipeline(DiffusionPipeline):
             guidance_scale,
             num_images_per_prompt,
             generator,
+            latents,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
@@ -285,39 +394,35 @@ class RosettaPipeline(DiffusionPipeline):
         device = self._execution_device
 
         # 2. Lay out the tokens: a row for each prompt and, with guidance, an unconditional one for each after them
-        rows = self.processor.draw_prompt(
-            prompt, height, width, negative_prompt, do_classifier_free_guidance=self.do_classifier_free_guidance
-        ).to(device)
-        prompt_length = self._image_columns(rows)[0]
-        if prompt_length > max_sequence_length:
-            raise ValueError(
-                f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
-                f"(`max_sequence_length`), got {prompt_length}."
-            )
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
+        lay_out = functools.partial(self._lay_out, prompt, negative_prompt, height, width, max_sequence_length)
+        rows = lay_out()
+        grid_hw = rows["latent_grid_hw"][0].tolist()
 
-        # 3. Draw the noise
-        num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
-        latents = self.prepare_latents(num_images, rows["latent_grid_hw"][0].tolist(), device, generator, latents)
-
-        # 4. Compute the keys and values of the prompts
-        prompt_inputs = self.encode_prompt(rows, num_images_per_prompt)
-
-        # 5. Set the times, from noise to data
-        if sigmas is None:
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        self.scheduler.set_begin_index(0)
+        # 3. Set the times
+        self.set_times(num_inference_steps, sigmas, grid_hw[0] * grid_hw[1], device)
         timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
+
+        # 4. Draw the noise
+        num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
+        latents = self.prepare_latents(num_images, grid_hw, device, generator, latents)
+        for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
+
+        # 5. Compute the keys and values of the prompts
+        prompt_inputs, is_guided = self.encode_prompt(rows, num_images_per_prompt), self.do_classifier_free_guidance
 
         # 6. Denoise
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
+                if self.do_classifier_free_guidance != is_guided:  # a callback has begun or ended it
+                    is_guided = self.do_classifier_free_guidance
+                    prompt_inputs = self.encode_prompt(lay_out(), num_images_per_prompt)
                 self._current_timestep = timestep
-                velocity = self.predict_velocity(latents, self.scheduler.sigmas[i], prompt_inputs)
-                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                velocity = self.predict_velocity(latents, self.scheduler.sigmas[i].to(device), prompt_inputs)
+                latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
                     latents = callback_on_step_end(self, i, timestep, tensors).pop("latents", latents)
@@ -337,6 +442,8 @@ class RosettaPipeline(DiffusionPipeline):
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
     ):
         """
         Saves one folder, with one copy of the weights, that `AutoConfig`, `AutoProcessor`, `AutoModelForCausalLM` and
@@ -347,7 +454,8 @@ class RosettaPipeline(DiffusionPipeline):
             max_shard_size (`int` or `str`, *optional*): the most bytes of a file of weights, e.g. `"5GB"`.
 
         Raises:
-            ValueError: if `safe_serialization` or `variant` are not their defaults, or the transformer is wrapped.
+            ValueError: before anything is written, if another argument is not its default, or a part cannot be saved
+                whole, such as a transformer with adapters or with weights on the meta device.
         """
         from .repository_rosetta import save_repository
 
@@ -356,7 +464,15 @@ class RosettaPipeline(DiffusionPipeline):
                 "`safe_serialization` must be True and `variant` None: a Rosetta repository holds one copy of the "
                 f"weights, as safetensors. Got {safe_serialization} and {variant!r}."
             )
+        if push_to_hub or use_flashpack:
+            raise ValueError(
+                f"`push_to_hub` and `use_flashpack` must be False, got {push_to_hub} and {use_flashpack}. {PUBLISHING}"
+            )
         save_repository(self, save_directory, max_shard_size)
+
+    def push_to_hub(self, *args, **kwargs):
+        """Is refused, as it would make a repository before its content is checked, with an empty card."""
+        raise NotImplementedError(PUBLISHING)
 
 
 __all__ = ["RosettaPipeline"]

@@ -2,7 +2,7 @@
 A Hub over loopback that holds everything in memory, speaks what huggingface_hub speaks, and fails when it is told to.
 
 Its repositories have commits, each a whole tree; branches and tags point at commits. The token "write" may do
-everything, "read" may not change anything, any other is unknown.
+everything, "read" may not change anything, any other is unknown. Both are of "someone".
 """
 
 import base64
@@ -197,6 +197,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Answers
 
+    def _whoami(self):
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in ("write", "read"):
+            raise _Answer(401, "Invalid credentials in Authorization header")
+        me = {
+            "type": "user",
+            "name": "someone",
+            "orgs": [{"name": "friends"}],
+            "auth": {"accessToken": {"role": token}},
+        }
+        raise _Answer(200, me)
+
     def _validate_yaml(self):
         errors = metadata_errors(json.loads(self.body)["content"])
         raise _Answer(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
@@ -368,6 +380,7 @@ def metadata_errors(card: str) -> list[str]:
 
 _REPO, _REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
 ROUTES = [
+    (["GET"], "/api/whoami-v2", _Handler._whoami),
     (["POST"], "/api/validate-yaml", _Handler._validate_yaml),
     (["POST"], "/api/repos/create", _Handler._create),
     (["GET"], f"/api/models/{_REPO}", _Handler._info),

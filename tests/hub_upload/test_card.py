@@ -58,7 +58,8 @@ def test_it_is_of_the_architecture(architecture):
     name, folder = architecture
     card = model_card(folder, license="apache-2.0", language=["en"], base_model="Qwen/Qwen3-0.6B", datasets=["a/b"])
     assert metadata_errors(str(card)) == []
-    assert card.data.pipeline_tag == ("text-generation" if name == "text" else "any-to-any")
+    assert card.data.pipeline_tag == ("text-generation" if name == "text" else "image-text-to-text")
+    assert ("text-to-image" in card.data.tags) == (name != "text")
     assert card.data.license == "apache-2.0" and card.data.base_model == ["Qwen/Qwen3-0.6B"]
     rows = {row[0]: row for row in re.findall(r"\| (\w+) \| `(\w+)` \| (\w+) \| (\d+) \| (\w+) \| (\w+)", card.text)}
     vae = {

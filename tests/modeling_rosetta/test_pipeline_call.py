@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from PIL import Image
 
 from modeling_rosetta.latent_codec_rosetta import decode_latents
@@ -106,6 +107,9 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("guidance_scale", "high"),
         ("guidance_scale", float("nan")),
         ("generator", seeded(1, 2)),
+        ("generator", 0),
+        ("generator", [0]),
+        ("latents", noise().numpy()),
         ("latents", noise(2)),
         ("output_type", "jpeg"),
         ("callback_on_step_end_tensor_inputs", ["prompt_embeds"]),
@@ -116,6 +120,37 @@ def test_a_wrong_argument_is_named_before_any_work(pipe, monkeypatch, argument, 
     monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=f"`{argument}`"):
         draw(pipe, **{"prompt": "a red stone", argument: value})
+
+
+def test_callbacks_of_diffusers_run_or_name_what_they_lack(pipe, monkeypatch):
+    class Halve(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            return {"latents": callback_kwargs["latents"] / 2}
+
+    def halve(pipeline, step, timestep, tensors):
+        return {"latents": tensors["latents"] / 2}
+
+    expected = draw(pipe, latents=noise(), callback_on_step_end=halve)
+    for callback in (Halve(), MultiPipelineCallbacks([Halve()])):
+        assert torch.equal(draw(pipe, latents=noise(), callback_on_step_end=callback), expected)
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="tensor_inputs.*'prompt_embeds'.*`pipe._guidance_scale`"):
+        draw(pipe, callback_on_step_end=SDCFGCutoffCallback())
+
+
+@pytest.mark.parametrize("name", ["transformer", "scheduler", "processor"])
+def test_a_part_that_is_missing_is_named(pipe, name):
+    blind = RosettaPipeline(**{**pipe.components, name: None})
+    with pytest.raises(ValueError, match=f"`{name}` must be part of the pipeline"):
+        draw(blind)
+
+
+def test_a_model_that_does_not_draw_is_named(pipe, monkeypatch):
+    monkeypatch.setattr(type(pipe.transformer.config), "token_type_index", lambda config, source: None)
+    with pytest.raises(ValueError, match="`transformer` must have a token type that is drawn"):
+        draw(pipe)
 
 
 def test_a_model_in_training_mode_is_refused():

@@ -104,6 +104,38 @@ def test_the_guidance_scale_is_read_at_every_step(pipe):
     torch.testing.assert_close(stopped, unguided, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("first", "then"), [(1.0, 5.0), (5.0, 1.0), (2.0, 4.0)])
+@pytest.mark.parametrize("negative_prompt", [None, "a long description of something blue"])
+def test_a_callback_begins_and_ends_guidance_from_the_next_step_on(first, then, negative_prompt, pipe):
+    rows, between = [], []
+    pipe.transformer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+
+    def change(pipe, step, timestep, tensors):
+        pipe._guidance_scale = then
+        between.append(tensors["latents"])
+        return {}
+
+    asked = {"prompt": ["a red stone", "x"], "negative_prompt": negative_prompt}
+    changed = draw(
+        pipe, **asked, latents=noise(2), sigmas=[1.0, 0.5], guidance_scale=first, callback_on_step_end=change
+    )
+    rows_of_steps, rows[:] = rows[:], []
+    start = draw(pipe, **asked, latents=noise(2), sigmas=[1.0, 0.5], guidance_scale=first, callback_on_step_end=stop)
+    rest = draw(pipe, **asked, latents=between[0], sigmas=[0.5], guidance_scale=then)
+    torch.testing.assert_close(between[0], start, rtol=0, atol=2e-5)
+    torch.testing.assert_close(changed, rest, rtol=0, atol=2e-5)
+    before, after = (2 if scale == 1 else 4 for scale in (first, then))
+    prompt_again = [after] if before != after else []
+    assert rows_of_steps == [before, before, *prompt_again, after]  # half the rows without guidance
+
+
+def stop(pipe, step, timestep, tensors):
+    pipe._interrupt = True
+    return {}
+
+
 def test_steps_at_the_default_times_are_steps_at_equal_distances(pipe):
     torch.testing.assert_close(
         draw(pipe, latents=noise(), num_inference_steps=4), draw(pipe, latents=noise(), sigmas=[1.0, 0.75, 0.5, 0.25])

@@ -32,6 +32,15 @@ pipe = DiffusionPipeline.from_pretrained(repository, **trust)
 model = AutoModelForCausalLM.from_pretrained(repository, **trust)
 passed = DiffusionPipeline.from_pretrained(repository, transformer=model, vae=None, **trust)
 half = DiffusionPipeline.from_pretrained(repository, dtype=torch.bfloat16, **trust)
+passed.save_pretrained(resaved + "-without-vae")
+blind = DiffusionPipeline.from_pretrained(resaved + "-without-vae", **trust)
+idle = DiffusionPipeline.from_pretrained(repository, transformer=None, **trust)
+said = []
+for incomplete in (blind, idle):
+    try:
+        incomplete("a red stone", num_inference_steps=1)
+    except ValueError as error:
+        said.append(str(error))
 ids, noise = torch.arange(10)[None], torch.load(results)
 torch.save(
     {
@@ -39,6 +48,8 @@ torch.save(
         "image": pipe("a red stone", num_inference_steps=2, latents=noise, output_type="pt").images,
         "latents": passed("a red stone", num_inference_steps=2, latents=noise, output_type="latent").images,
         "is_passed": passed.transformer is model,
+        "blind": blind("a red stone", num_inference_steps=2, latents=noise, output_type="latent").images,
+        "said": said,
         "dtypes": {p.dtype for part in (half.transformer, half.vae) for p in part.parameters()},
         "half_image": half("a red stone", num_inference_steps=2, output_type="pt").images,
         "classes": [
@@ -91,6 +102,13 @@ def test_a_stranger_gets_the_same_numbers(stranger, pipe):
     draw = {"prompt": "a red stone", "num_inference_steps": 2, "latents": noise()}
     assert torch.equal(stranger["image"], pipe(**draw, output_type="pt").images)
     assert torch.equal(stranger["latents"], pipe(**draw, output_type="latent").images)
+
+
+def test_a_stranger_loads_a_pipeline_without_a_part(stranger):
+    assert torch.equal(stranger["blind"], stranger["latents"])
+    without_vae, without_model = stranger["said"]
+    assert "`output_type` must be 'latent' without a `vae`" in without_vae
+    assert "`transformer` must be part of the pipeline to draw, it is None" in without_model
 
 
 def test_a_stranger_gets_the_classes_and_dtypes_asked_for(stranger):
