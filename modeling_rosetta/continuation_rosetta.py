@@ -81,7 +81,7 @@ def keep_positions(
             return  # rows were picked out of the cache: whoever did it goes on giving positions
         before = before.repeat_interleave(batch_size // len(before), dim=0).to(reached.device)
         reached = torch.cat([before, reached], dim=1)
-    cache.next_positions = reached.cummax(-1).values
+    cache.next_positions = reached.cummax(-1).values  # type: ignore[attr-defined]
 
 
 class Source(NamedTuple):

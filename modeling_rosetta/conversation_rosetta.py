@@ -120,10 +120,10 @@ def read_conversation(
         allowed = [*CONTENT_TYPES[role], *(feature_keys if role != "system" else ())]
         items = [_read_item(item, f"message {i} of role {role!r}", allowed) for item in _content(message, i)]
         texts = [item["text"] for item in items if item["type"] == "text"]
-        texts = iter(plain_text.mark(texts, f"`conversation`: message {i}", tokenize))
+        marked = iter(plain_text.mark(texts, f"`conversation`: message {i}", tokenize))
         for item in items:
             if item["type"] == "text":
-                item["text"] = next(texts)
+                item["text"] = next(marked)
             else:
                 kind = {"image": "images", "latents": "drawings"}.get(item["type"], item["type"])
                 parts[kind].append(item.pop("value"))
@@ -191,8 +191,8 @@ def fill(slots: list, given: list | None, name: str) -> list | None:
         return [slot for slot in slots if slot is not None]
     if len(given) != open_slots:
         raise ValueError(f"`{name}`: the messages leave out {open_slots}, but {len(given)} were given to the call.")
-    given = iter(given)
-    return [next(given) if slot is None else slot for slot in slots]
+    rest = iter(given)
+    return [next(rest) if slot is None else slot for slot in slots]
 
 
 __all__ = ["CHAT_TEMPLATE", "CONTENT_TYPES", "Turn", "fill", "find_turns", "read_conversation"]

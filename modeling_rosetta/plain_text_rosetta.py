@@ -26,8 +26,7 @@ class PlainText:
         self.special_ids = set(tokenizer.convert_tokens_to_ids(list(special)))
         self.mark_ids = set(tokenizer.convert_tokens_to_ids(marks))
         # The characters of this file are themselves text where a user wrote them.
-        longest_first = sorted({*special, *placeholders, START, END}, key=len, reverse=True)
-        self.control = re.compile("|".join(map(re.escape, longest_first)))
+        self.control = re.compile(_longest_of({*special, *placeholders, START, END}))
         self.marked = f"{START}(?:{self.control.pattern}){END}|[{START}{END}]"
 
     def mark(self, texts: list[str], where: str, tokenize: bool = True) -> list[str]:
@@ -90,6 +89,18 @@ class PlainText:
             return
         if self.special_ids.intersection(self.tokenizer(rest, add_special_tokens=False)["input_ids"]):
             raise ValueError(f"{where} holds text that the tokenizer normalises to a special token.")
+
+
+def _longest_of(tokens: set[str]) -> str:
+    """A pattern of whichever token is longest where it stands. There may be thousands: those that begin alike stand
+    together, so that few are tried anywhere else."""
+    groups: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=len, reverse=True):
+        groups.setdefault(token[:3], []).append(token)
+    longest_first = sorted(groups.items(), key=lambda group: len(group[0]), reverse=True)
+    return "|".join(
+        f"{re.escape(start)}(?:{'|'.join(re.escape(token[3:]) for token in group)})" for start, group in longest_first
+    )
 
 
 __all__ = ["END", "START", "PlainText"]

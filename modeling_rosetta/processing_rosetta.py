@@ -305,7 +305,7 @@ class RosettaProcessor(ProcessorMixin):
             for messages in (conversation if batched else [conversation])
         ]
         variables = {key: plain_text.mark_all(value, f"`{key}`", tokenize) for key, value in variables.items()}
-        text, spans = render_jinja_template(
+        text, spans = render_jinja_template(  # type: ignore[str-unpack]
             conversations=[content["messages"] for content in contents],
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
@@ -521,8 +521,8 @@ class RosettaProcessor(ProcessorMixin):
         kept_apart = {*texts, *clips}
         others = iter(self._encode_pieces([p for p in flat if p not in kept_apart], with_places))
         # A lone mark, that a template cut off, has no text: it only keeps its sides apart.
-        written = [text[1:-1] for text in texts if len(text) > 1]
-        written = iter(self._encode_pieces(written, with_places, split_special_tokens=True))
+        inner = [text[1:-1] for text in texts if len(text) > 1]
+        written = iter(self._encode_pieces(inner, with_places, split_special_tokens=True))
         rows, places = [], []
         for row in pieces:
             ids, spans, start = [], [], 0
