@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 
 # Two processes with a thread each: more threads than cores wait for one another.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
 
 # The same on the lowest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
