@@ -99,6 +99,8 @@ class RosettaExperts(nn.Module):
 class RosettaExpertPool(nn.Module):
     """A router and the experts that it alone routes to."""
 
+    runs_idle_parts = False  # as in [`RosettaModel`]
+
     def __init__(self, config: RosettaConfig, num_experts: int):
         super().__init__()
         self.router = RosettaRouter(config, num_experts)
@@ -106,7 +108,7 @@ class RosettaExpertPool(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, D) to the weighted sum of the chosen experts (T, D) and the router's logits (T, E)."""
-        if not self.training and len(hidden_states) == 0:
+        if len(hidden_states) == 0 and not (self.training or self.runs_idle_parts):
             return hidden_states, hidden_states.new_zeros(0, self.experts.num_experts, dtype=torch.float32)
         logits, weights, index = self.router(hidden_states)
         return self.experts(hidden_states, index, weights.to(hidden_states.dtype)), logits
@@ -348,6 +350,9 @@ class RosettaModel(RosettaPreTrainedModel):
     """The transformer: embeds every token type, runs the decoder layers, returns hidden states."""
 
     _keys_to_ignore_on_load_unexpected = ["latent_out", "feature_out"]
+    # Whether the ViT and the routers run in evaluation, too, where no token needs them: they do in training. Whoever
+    # shards them sets it.
+    runs_idle_parts = False
 
     def __init__(self, config: RosettaConfig):
         super().__init__(config)
@@ -431,7 +436,7 @@ class RosettaModel(RosettaPreTrainedModel):
 
         embeds = inputs_embeds.flatten(0, 1)
         vision_positions, deepstack_features = None, []
-        if pixel_values is not None or (self.training and self.vision_type is not None):
+        if pixel_values is not None or ((self.training or self.runs_idle_parts) and self.vision_type is not None):
             features, deepstack_features = self._embed_images(pixel_values, image_grid_thw)
             vision_positions = (token_types == self.vision_type).nonzero().squeeze(-1)
             embeds = self._place(embeds, vision_positions, features, "pixel_values")

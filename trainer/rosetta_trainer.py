@@ -8,7 +8,7 @@ import random
 import torch
 from torch.distributed.tensor import DTensor
 
-from .checkpoints.sharding import routers_in_fp32, unsharded_model
+from .checkpoints.sharding import routers_in_fp32, run_idle_parts, unsharded_model
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
@@ -134,6 +134,8 @@ class RosettaTrainer(WholeCheckpoints):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         with routers_in_fp32(self.accelerator, self.model):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            run_idle_parts(self.model)
         self._guard.load(resume_from_checkpoint)
         if self._average is not None:
             self._average.start(self.model, resume_from_checkpoint)

@@ -138,7 +138,6 @@ def palette_image() -> Image.Image:
         png(2, 0, bytes([0b01000000]), struct.pack(">H", 1)),
         png(1, 0, bytes([0b10000000]), struct.pack(">H", 1)),
     ],
-    ids=str,
 )
 def test_what_is_transparent_is_white(image):
     assert read_image(image).getpixel((0, 0)) == WHITE

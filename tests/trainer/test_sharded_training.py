@@ -129,6 +129,21 @@ def _train_on_types_apart(folder):
             assert freeze is train_backbone or changed == trained
 
 
+def _evaluate_types_apart_in_bfloat16(folder):
+    kinds = ["text", "text", "vit", "vae"]  # two a rank
+    records = [_record_of_one_type(index, kinds[index % 4]) for index in range(16)]
+    trainer = _train(
+        *(tiny_model(), folder),
+        **{"world_size": 2, "fsdp_config": {}, "bf16": True, "max_steps": 4, "eval_dataset": records},
+        **{"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2},
+    )
+    assert len([log for log in trainer.state.log_history if "eval_loss" in log]) == 4
+
+
+def test_ranks_evaluate_other_token_types_each_and_train_on(tmp_path):
+    run_on_ranks(_evaluate_types_apart_in_bfloat16, 2, tmp_path)
+
+
 def test_ranks_with_other_token_types_each_stay_in_step(tmp_path):
     run_on_ranks(_train_on_types_apart, 3, tmp_path)
 

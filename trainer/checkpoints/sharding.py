@@ -47,6 +47,14 @@ def routers_in_fp32(accelerator: Accelerator, model: nn.Module) -> Iterator[None
         torch.distributed.fsdp.fully_shard = fully_shard
 
 
+def run_idle_parts(model: nn.Module):
+    """Makes a model that is sharded run all of its parts in evaluation as well, whatever a batch holds: all ranks must
+    call what they gather weights for."""
+    for module in model.modules():
+        if hasattr(module, "runs_idle_parts"):
+            module.runs_idle_parts = True
+
+
 def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel | None:
     """
     The whole model, gathered into the memory of the main process. All processes must call this.
@@ -76,4 +84,4 @@ def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedMod
     return whole
 
 
-__all__ = ["routers_in_fp32", "unsharded_model"]
+__all__ = ["routers_in_fp32", "run_idle_parts", "unsharded_model"]
