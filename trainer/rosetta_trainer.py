@@ -110,6 +110,7 @@ class RosettaTrainer(WholeCheckpoints):
         self._stream_loader = StreamLoader(
             self.train_dataset,
             self.data_collator,
+            bad_records_folder=os.path.join(self.args.output_dir, "skipped_records"),
             batch_size=self._train_batch_size,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

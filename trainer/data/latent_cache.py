@@ -11,7 +11,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from modeling_rosetta import encode_images
 
-from .bad_records import BadRecord, SkippedRecords
+from .bad_records import BadRecord, SkippedRecords, unusable_records
 from .records import captioned_image
 from .source import DataSource
 
@@ -66,12 +66,14 @@ def write_latent_cache(
             continue
         block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         pairs = []
-        for record in block:
+        for i, record in enumerate(block, start=number * RECORDS_PER_FILE):
             try:
-                caption, image = captioned_image(source.parse(record), source, processor)
-                pairs.append((caption, processor.preprocess_vae_image(image)))
+                with unusable_records():
+                    caption, image = captioned_image(source.parse(record), source, processor)
+                    pairs.append((caption, processor.preprocess_vae_image(image)))
                 skipped.add(None)
             except BadRecord as error:
+                error.place = source.place(record, f"record {i} of part {process} of {num_processes}")
                 skipped.add(error)
                 counts[error.reason] += 1
         latents = _encode(vae, [pixels for _, pixels in pairs], batch_size)
