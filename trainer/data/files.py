@@ -30,6 +30,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 # What a decoder raises on damaged content. An `OSError` with a number is the system's, and says nothing of the content.
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, tarfile.TarError)
 MAX_LENGTH = 1 << 24  # characters of a record, beyond which its end is taken to be lost
+CHUNK = 1 << 16  # characters that are read at a time
 BOM = "\ufeff"
 PLACE, PROBLEM, TEXT, NAMES, CONTENTS = "place", "problem", "text", "names", "contents"
 LINES = Features({PLACE: Value("string"), PROBLEM: Value("string"), TEXT: Value("string")})
@@ -179,7 +180,7 @@ def _list_items(file: io.TextIOWrapper) -> Iterator[tuple[str, dict]]:
             end = None
         # A number could go on.
         if not at_end and (end is None or end == len(text)) and len(text) - begin < MAX_LENGTH:
-            more = file.read(max(1 << 16, len(text) - begin))
+            more = file.read(max(CHUNK, len(text) - begin))
             text, position, at_end = text[begin:] + more, 0, not more
             continue
         if begin == len(text):

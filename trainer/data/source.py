@@ -130,7 +130,7 @@ class DataSource:
             raise BadRecord("unreadable", record[PROBLEM])
         if self.kind == "tar":
             members = zip(record[NAMES], record[CONTENTS], strict=True)
-            return {name: content and _member(name, content) for name, content in members}
+            return {name: None if content is None else _member(name, content) for name, content in members}
         if self.kind == "text":
             return {TEXT: record[TEXT]}
         parsed = _parsed_json(record[TEXT])

@@ -116,7 +116,8 @@ def test_ranks_and_workers_read_different_records(stream, sources, processor):
 
 def test_too_many_skipped_records_stop_the_stream(stream):
     with pytest.raises(
-        RuntimeError, match=r"bad.jsonl: \d\d of 1\d\d records .* `max_skipped_share` = 0.05: .*bad.jsonl, line \d+, broken"
+        RuntimeError,
+        match=r"bad.jsonl: \d\d of 1\d\d records .* `max_skipped_share` = 0.05: .*bad.jsonl, line \d+, broken",
     ):
         list(islice(stream(max_skipped_share=0.05), 1000))
 
