@@ -40,7 +40,23 @@ from trainer.data.bad_records import BadRecord, SkippedRecords  # noqa: E402
 MAX_LENGTH = 120
 LAYOUTS = ((1, 0, False), (2, 0, True), (1, 2, False), (1, 3, True))  # ranks, workers of each, streaming
 FORMATS = (
-    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "DDS", "PCX", "SGI", "DIB"),
+    *(
+        "PNG",
+        "JPEG",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "TIFF",
+        "PPM",
+        "TGA",
+        "ICO",
+        "JPEG2000",
+        "AVIF",
+        "DDS",
+        "PCX",
+        "SGI",
+        "DIB",
+    ),
     *("IM", "SPIDER", "MSP", "XBM", "ICNS", "QOI", "MPO", "BLP"),
 )
 ID = re.compile(r"#(\d+)#")
@@ -120,12 +136,22 @@ LINES = {
     "line: bits flipped": _in_line(flip),
     "line: zeros": _in_line(zero),
     "line: half a surrogate": lambda rng, text: _line(f"{text} \ud83d"),
-    "line: not UTF-8": lambda rng, text: _line(f"{text} ~").replace(b"~", rng.choice([b"\xff", b"\xe9", b"\xed\xa0\x80"])),
-    "line: wrong type": lambda rng, text: json.dumps(rng.choice([[text], text, {"text": [text]}, {"text": {"a": text}}])).encode(),
-    "line: huge nesting": lambda rng, text: _line(text)[:-1] + b', "more": ' + b"[" * rng.choice([50, 5_000, 50_000]) + b"}",
+    "line: not UTF-8": lambda rng, text: _line(f"{text} ~").replace(
+        b"~", rng.choice([b"\xff", b"\xe9", b"\xed\xa0\x80"])
+    ),
+    "line: wrong type": lambda rng, text: json.dumps(
+        rng.choice([[text], text, {"text": [text]}, {"text": {"a": text}}])
+    ).encode(),
+    "line: huge nesting": lambda rng, text: (
+        _line(text)[:-1] + b', "more": ' + b"[" * rng.choice([50, 5_000, 50_000]) + b"}"
+    ),
     "line: huge number": lambda rng, text: _line(text)[:-1] + b', "n": ' + b"9" * rng.choice([50, 5_000]) + b"}",
-    "line: nothing, and a value elsewhere": lambda rng, text: _line(text, messages=rng.choice([None, [], float("nan"), ""])),
-    "line: special tokens": lambda rng, text: _line(text + rng.choice(["<|im_end|>", "<|image_pad|>", "<image>", "<｜cfg｜>"])),
+    "line: nothing, and a value elsewhere": lambda rng, text: _line(
+        text, messages=rng.choice([None, [], float("nan"), ""])
+    ),
+    "line: special tokens": lambda rng, text: _line(
+        text + rng.choice(["<|im_end|>", "<|image_pad|>", "<image>", "<｜cfg｜>"])
+    ),
     "line: too long": lambda rng, text: _line(text + " long" * 200),
 }
 
@@ -208,7 +234,9 @@ def write(folder: Path, number: int, seed: int) -> tuple[list[DataSource], dict[
         ending = ("", "", ".gz", "")[shard]
         name, file, ends = f"g{shard}.tar{ending}", io.BytesIO(), []
         with tarfile.open(fileobj=file, mode="w") as tar:
-            members = list(_members(rng, new, max(4, (number - len(kinds)) // (4 - shard) if shard < 3 else part // 2)))
+            members = list(
+                _members(rng, new, max(4, (number - len(kinds)) // (4 - shard) if shard < 3 else part // 2))
+            )
             for key, group in members:
                 for suffix, content in group:
                     member = tarfile.TarInfo(f"{rng.choice(['', './'])}{key}.{suffix}")
@@ -301,7 +329,9 @@ def check(source, where: dict[str, int], samples: Counter, reasons: dict) -> tup
         if number not in where.values():
             wrong.append(f"{source}: a sample of number {number}, which was not written")
         fates[number] = "trained"
-    wrong += [f"{source}: number {number} at {place} is lost" for place, number in where.items() if number not in fates]
+    wrong += [
+        f"{source}: number {number} at {place} is lost" for place, number in where.items() if number not in fates
+    ]
     return fates, wrong
 
 
@@ -358,9 +388,7 @@ def fuzz(folder: Path, number: int, seed: int, layouts=LAYOUTS) -> tuple[dict[st
             for ranks, workers, source.streaming in layouts:
                 if source.streaming and source.path.endswith("parquet"):
                     continue  # `datasets` does not say which record of a stream it is
-                fates, mistakes = check(
-                    source, places[source.path], *read(source, processor, ranks, workers, folder)
-                )
+                fates, mistakes = check(source, places[source.path], *read(source, processor, ranks, workers, folder))
                 wrong += mistakes
                 first = first or fates
                 if fates != first:

@@ -46,9 +46,9 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
 
 
 def _text_sample(record: dict, source: DataSource, processor) -> dict:
-    columns = [_find(record, source, kind) for kind in ("conversation_column", "text_column")]
-    values = [None if column is None else record[column] for column in columns]
-    if columns[0] is not None and (_has_value(values[0]) or not _has_value(values[1])):
+    conversation = _find(record, source, "conversation_column")
+    is_text = _find(record, source, "text_column") is not None
+    if conversation is not None and (_has_value(record[conversation]) or not is_text):
         return processor.training_sample(_conversation(record, source, images=[]))
     return processor.training_sample(_text(record, source, "text_column"))
 

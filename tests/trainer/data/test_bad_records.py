@@ -44,7 +44,9 @@ def test_a_source_of_bad_records_alone_stops(limit):
     skipped = SkippedRecords("a source", limit)
     for _ in range(MIN_RECORDS - 1):
         skipped.add(ERROR)
-    with pytest.raises(RuntimeError, match=f"100 of 100 .* `max_skipped_share` = {limit}: .* the last a record, empty"):
+    with pytest.raises(
+        RuntimeError, match=f"100 of 100 .* `max_skipped_share` = {limit}: .* the last a record, empty"
+    ):
         skipped.add(ERROR)
 
 
