@@ -3,11 +3,11 @@ Damaged records of many kinds, streamed as in training: each must become a sampl
 
     python benchmarks/fuzz_records.py [--number 10000] [--seed 0]
 
-Pictures of all formats that Pillow reads and writes here, lines, lists and tables of text, and tars are damaged as they
-come to be damaged: cut off, with flipped bits, zeros, headers of something else, and so on. They go through
-`RosettaDataStream` in several layouts of ranks and workers, mapped and streamed, and what came out is compared with what
-was written. Nothing may be lost or counted twice, no exception but that of too many bad records may end a stream, and
-that only above the allowed share. Prints a table; exits with 1 if something is wrong.
+Pictures of all formats that Pillow reads and writes here, lines, lists and tables of text, and tars are damaged as
+they come to be damaged: cut off, with flipped bits, zeros, headers of something else, and so on. They go through
+`RosettaDataStream` in several layouts of ranks and workers, mapped and streamed, and what came out is compared with
+what was written. Nothing may be lost or counted twice, no exception but that of too many bad records may end a stream,
+and that only above the allowed share. Prints a table; exits with 1 if something is wrong.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests" / "trainer")]
 
 from data_files import file_processor  # noqa: E402
+
 from trainer.data import DataSource, RosettaDataStream, StreamLoader  # noqa: E402
 from trainer.data.bad_records import BadRecord, SkippedRecords  # noqa: E402
 
@@ -286,7 +287,8 @@ def read(
     A source as all ranks read it, for an epoch and `least` records of each reader at least.
 
     Returns:
-        `Counter` of the numbers of the records that became samples; `dict` of the reasons of those that did not, by place.
+        `Counter` of the numbers of the records that became samples; `dict` of the reasons of those that did not, by
+        place.
     """
     samples, reasons, decode = Counter(), defaultdict(set), processor.tokenizer.decode
     for rank in range(ranks):

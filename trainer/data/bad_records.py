@@ -51,6 +51,11 @@ class BadRecord(ValueError):
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 
+    def entry(self, source) -> dict[str, str]:
+        """For a list of what was skipped of a source."""
+        named = {"task": source.task, "source": source.path, "place": self.place}
+        return {**named, "reason": self.reason, "detail": self.detail}
+
 
 @contextmanager
 def unusable_records():
@@ -105,8 +110,8 @@ class SkippedRecords:
         if self._are_too_many(error):
             last = "" if error is None else f", the last {error.place}, {error}"
             raise RuntimeError(
-                f"{self.source}: {self.reasons.total()} of {self.num_records} records were skipped, which is more than "
-                f"`max_skipped_share` = {self.max_share}: {dict(self.reasons)}{last}."
+                f"{self.source}: {self.reasons.total()} of {self.num_records} records were skipped, which is more "
+                f"than `max_skipped_share` = {self.max_share}: {dict(self.reasons)}{last}."
             )
 
     def _are_too_many(self, error: BadRecord | None) -> bool:

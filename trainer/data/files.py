@@ -27,7 +27,7 @@ SUFFIXES = {
     ".tar": "tar",
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-# What a decoder raises on damaged content. An `OSError` with a number is the system's, and says nothing of the content.
+# What a decoder raises on damaged content. An `OSError` with a number is the system's, and says nothing of it.
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, tarfile.TarError)
 MAX_LENGTH = 1 << 24  # characters of a record, beyond which its end is taken to be lost
 CHUNK = 1 << 16  # characters that are read at a time
@@ -56,9 +56,9 @@ def open_files(
     files: list[str], kind: str, columns: tuple[str, ...], kept: tuple[str, ...], streaming: bool
 ) -> Dataset | IterableDataset:
     """
-    The records of files of one kind, each with its `place`. One that cannot be read has a `problem`, and there is one
-    for the rest of a file that cannot be read. Else lines of json, text and csv have `text`, the latter as an object of
-    JSON, and tars the `names` and `contents` of the members that belong together. Blank lines are no records.
+    The records of files of one kind, each with its `place`. One that cannot be read has a `problem`, and so has the
+    rest of a file that cannot be read. Else lines of json, text and csv have `text`, the latter as an object of JSON,
+    and tars the `names` and `contents` of the members that belong together. Blank lines are no records.
 
     Args:
         files (`list[str]`)
@@ -231,8 +231,8 @@ def _groups(file, columns: tuple[str, ...], kept: tuple[str, ...]) -> Iterator[t
 
 
 def _members(file, kept: tuple[str, ...]) -> Iterator[tuple[str | None, bytes | str | Exception | None]]:
-    """Name and content of each file in a tar, the content `None` if it is not kept and an error if it is cut off; where
-    headers are damaged, `None` and what is wrong."""
+    """Name and content of each file in a tar, the content `None` if it is not kept and an error if it is cut off;
+    where headers are damaged, `None` and what is wrong."""
     damaged = []
 
     class Header(tarfile.TarInfo):

@@ -33,7 +33,8 @@ def write_latent_cache(
 ) -> Counter:
     """
     Encodes the images of a source, and writes parquet files that a [`DataSource`] of the task `"t2i"` reads in its
-    place. It goes on after the last file that is complete, so that it can be interrupted and started again.
+    place. It goes on after the last file that is complete, so that it can be interrupted and started again. Beside
+    each lies a hidden list of the records that were skipped for it.
 
     Args:
         source (`DataSource`): of the task `"t2i"`.
@@ -65,7 +66,7 @@ def write_latent_cache(
         if file.exists():
             continue
         block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        pairs = []
+        pairs, bad = [], []
         for i, record in enumerate(block, start=number * RECORDS_PER_FILE):
             try:
                 with unusable_records():
@@ -75,12 +76,14 @@ def write_latent_cache(
             except BadRecord as error:
                 error.place = source.place(record, f"record {i} of part {process} of {num_processes}")
                 skipped.add(error)
+                bad.append(f"{json.dumps(error.entry(source))}\n")
                 counts[error.reason] += 1
         latents = _encode(vae, [pixels for _, pixels in pairs], batch_size)
         stored = [safetensors.torch.save({"latents": encoded}) for encoded in latents]
         staged = file.with_name(f".{file.name}.saving")
         part = {"caption": [caption for caption, _ in pairs], "latents": stored}
         Dataset.from_dict(part, features=FEATURES).to_parquet(staged)
+        file.with_name(f".{file.stem}.skipped.jsonl").write_text("".join(bad))
         staged.rename(file)
         counts["written"] += len(pairs)
     return counts

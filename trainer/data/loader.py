@@ -1,6 +1,7 @@
 """Batches of a stream, made by workers, with an exact position in the stream."""
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader
 from .bad_records import REASONS
 from .source import TASKS
 from .stream import RosettaDataStream, Row
+
+
+logger = logging.getLogger(__name__)
 
 
 class StreamLoader(DataLoader):
@@ -88,6 +92,14 @@ class StreamLoader(DataLoader):
                 raise ValueError(
                     f"The data cannot go on where it was: `{name}` must be what it was, {state.get(name)!r}, got "
                     f"{now!r}."
+                )
+        weights = [source.weight for source in self.dataset.sources]
+        if others := [position["weights"] for position in state["positions"] if position is not None]:
+            if others[0] != weights:
+                logger.warning(
+                    "The weights of the sources were %s and are %s: their shares are counted from here on.",
+                    others[0],
+                    weights,
                 )
         self._positions, self._next_worker = state["positions"], state["next_worker"]
         self.skipped = Counter({(task, reason): number for task, reason, number in state["skipped"]})

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset, load_dataset
 from datasets.data_files import DataFilesDict, DataFilesList, get_data_patterns
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 
 from .bad_records import BadRecord
 from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SUFFIXES, TEXT, kind_of, open_files
@@ -37,8 +38,8 @@ class DataSource:
     Args:
         task (`str`): what a record is. `"lm"`: a text, or a conversation without images. `"mmu"`: images to
             understand and a conversation about them. `"t2i"`: a caption and the image to draw, or its cached latents.
-        path (`str`): a file (json, jsonl, csv, tsv, txt, tar of a webdataset, each also as gz, bz2, xz or zst; parquet,
-            arrow), a pattern of files, a folder of them, or the id of a data set on the Hub.
+        path (`str`): a file (json, jsonl, csv, tsv, txt, tar of a webdataset, each also as gz, bz2, xz or zst;
+            parquet, arrow), a pattern of files, a folder of them, or the id of a data set on the Hub.
         weight (`float`, defaults to 1): its share of the samples is its weight over the sum of all weights.
         name (`str`, *optional*): the configuration of a data set on the Hub.
         data_files (`str` or `list[str]`, *optional*): some of the files in `path`, as for `datasets.load_dataset`.
@@ -98,16 +99,10 @@ class DataSource:
         self.kind = kinds.pop() if len(kinds) == 1 else None
         if files and not any(Path(file).stat().st_size for file in files):
             raise ValueError(f"`path`: there are no records in {self.path}.")
-        if self.kind is not None:
-            given = tuple(column for kind in COLUMNS if (column := getattr(self, kind)) is not None)
-            kept = tuple(sorted({*given, *(column for columns in COLUMNS.values() for column in columns)}))
-            records = open_files(files, self.kind, given, kept, self.streaming)
-        else:
-            kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
-            if files and not Path(self.path).is_dir():
-                records = load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)
-            else:
-                records = load_dataset(self.path, data_files=self.data_files, **kwargs)
+        try:
+            records = self._open(files)
+        except DatasetGenerationError as error:
+            raise ValueError(f"`path`: {self.path} cannot be read, {error.__cause__ or error}") from error
         if isinstance(records, Dataset) and len(records) == 0:
             raise ValueError(f"`path`: there are no records in {self.path}.")
         for column, feature in (records.features or {}).items():
@@ -116,6 +111,16 @@ class DataSource:
             elif isinstance(feature, datasets.List) and isinstance(feature.feature, Image):
                 records = records.cast_column(column, datasets.List(Image(decode=False)))
         return records
+
+    def _open(self, files: list[str]) -> Dataset | IterableDataset:
+        if self.kind is not None:
+            given = tuple(column for kind in COLUMNS if (column := getattr(self, kind)) is not None)
+            kept = tuple(sorted({*given, *(column for columns in COLUMNS.values() for column in columns)}))
+            return open_files(files, self.kind, given, kept, self.streaming)
+        kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
+        if files and not Path(self.path).is_dir():
+            return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)
+        return load_dataset(self.path, data_files=self.data_files, **kwargs)
 
     def parse(self, record: dict) -> dict:
         """
@@ -130,13 +135,19 @@ class DataSource:
             raise BadRecord("unreadable", record[PROBLEM])
         if self.kind == "tar":
             members = zip(record[NAMES], record[CONTENTS], strict=True)
-            return {name: None if content is None else _member(name, content) for name, content in members}
+            return {name: None if content is None else self._member(name, content) for name, content in members}
         if self.kind == "text":
             return {TEXT: record[TEXT]}
         parsed = _parsed_json(record[TEXT])
         if not isinstance(parsed, dict):
             raise BadRecord("wrong_type", f"a line of JSON must be an object, got {type(parsed).__name__}")
         return parsed
+
+    def _member(self, name: str, content: bytes) -> dict | str:
+        ending = name.rpartition(".")[2]
+        if name == self.image_column or ending in IMAGE_SUFFIXES:
+            return {"bytes": content, "path": name}
+        return _parsed_json(content) if ending == "json" else content.decode("utf-8", "replace")
 
     def place(self, record: dict, otherwise: str) -> str:
         """Where a record is: its file and line or key, or what is known if `datasets` reads the files."""
@@ -160,8 +171,8 @@ class DataSource:
             kinds = {kind_of(file) or BUILDERS.get(Path(file).suffix.lower()) for file in found}
             if None in kinds or len(kinds) > 1:
                 raise ValueError(
-                    f"`path`: the files must be all of one of the kinds {[*SUFFIXES, *BUILDERS]}, all but the last two "
-                    f"also with {list(COMPRESSIONS)}; got {self.path}."
+                    f"`path`: the files must be all of one of the kinds {[*SUFFIXES, *BUILDERS]}, all but the last "
+                    f"two also with {list(COMPRESSIONS)}; got {self.path}."
                 )
         return found
 
@@ -187,13 +198,6 @@ def _parsed_json(text: str | bytes):
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRecord("broken_json", str(error)) from error
-
-
-def _member(name: str, content: bytes) -> dict | str:
-    ending = name.rpartition(".")[2]
-    if ending in IMAGE_SUFFIXES:
-        return {"bytes": content, "path": name}
-    return _parsed_json(content) if ending == "json" else content.decode("utf-8", "replace")
 
 
 class ShuffledReader:

@@ -23,8 +23,7 @@ class Row:
     """
     Args:
         samples (`list[dict]`): that together fill a row of the batch.
-        bad_records (`list[dict]`): that were skipped on the way to it, each with `task`, `source`, `place`, `reason` and
-            `detail`.
+        bad_records (`list[dict]`): that were skipped on the way to it, each the [`BadRecord.entry`].
         worker (`int`): of this rank, that made it.
         position (`dict`): where this worker stands after it; JSON.
     """
@@ -126,8 +125,8 @@ class _MixedReader:
 
     def rows(self, position: dict | None) -> Iterator[tuple[list[dict], list[dict], dict]]:
         """
-        Rows of samples, what was skipped, and the position after each. Several rows are filled at a time: a position is
-        the state before their first sample was drawn, and how many of them were given since.
+        Rows of samples, what was skipped, and the position after each. Several rows are filled at a time: a position
+        is the state before their first sample was drawn, and how many of them were given since.
 
         Rows that were begun are filled with the weights they were begun with. Where others come into force is part of
         the position: their shares are counted from there.
@@ -168,13 +167,8 @@ class _MixedReader:
         shares = [weight / sum(self.weights) for weight in self.weights]
         drawn = [now - before for now, before in zip(self.num_samples, self.num_before, strict=True)]
         index = max(range(len(shares)), key=lambda i: shares[i] * (sum(drawn) + 1) - drawn[i])
-        source, reader, processor, skipped = (
-            self.stream.sources[index],
-            self.readers[index],
-            self.stream.processor,
-            [],
-        )
-        sample = None
+        source, reader, processor = self.stream.sources[index], self.readers[index], self.stream.processor
+        sample, skipped = None, []
         while sample is None:
             try:
                 record = next(reader)
@@ -186,15 +180,7 @@ class _MixedReader:
             except BadRecord as error:
                 error.place = source.place(record, reader.place)
                 self.skipped[index].add(error)
-                skipped.append(
-                    {
-                        "task": source.task,
-                        "source": source.path,
-                        "place": error.place,
-                        "reason": error.reason,
-                        "detail": error.detail,
-                    }
-                )
+                skipped.append(error.entry(source))
         if source.task == "t2i":
             choose = random.Random(f"{self.stream.seed} {self.reader} {number}")
             if choose.random() < self.stream.prompt_dropout:

@@ -170,7 +170,7 @@ def _drawn(loader, number, processor) -> list[str]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_other_weights_count_from_now_on(num_workers, mixture, processor):
+def test_other_weights_count_from_now_on(num_workers, mixture, processor, caplog):
     first = mixture(0.9, num_workers)
     before = _drawn(first, 21, processor)
     assert abs(sum(text[0] == "a" for text in before) - 0.9 * 42) <= 2
@@ -182,6 +182,10 @@ def test_other_weights_count_from_now_on(num_workers, mixture, processor):
         return loader
 
     second = resumed(state)
+    assert caplog.messages == [
+        "The weights of the sources were [0.9, 0.09999999999999998] and are [0.5, 0.5]: their shares are counted from "
+        "here on."
+    ]
     after = _drawn(second, 80, processor)
     # Rows that were begun are filled as they were begun; then the shares since the change are exact.
     assert abs(sum(text[0] == "a" for text in after) - 80) <= 2 * max(1, num_workers)
