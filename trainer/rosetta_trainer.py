@@ -83,6 +83,7 @@ class RosettaTrainer(WholeCheckpoints):
         if args.optimizer_state_from is not None:
             find_optimizer_state(args.optimizer_state_from)
         self._training_figures = TrainingFigures(self.model.config, args.device)
+        self._has_targets = False
         self._evaluation_figures = TrainingFigures(self.model.config, args.device)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -112,6 +113,7 @@ class RosettaTrainer(WholeCheckpoints):
         self._stream_loader = StreamLoader(
             self.train_dataset,
             self.data_collator,
+            bad_records_folder=os.path.join(self.args.output_dir, "skipped_records"),
             batch_size=self._train_batch_size,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -267,6 +269,12 @@ class RosettaTrainer(WholeCheckpoints):
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of a training interval, not of an evaluation or the end
             figures = {"loss": math.nan, **self._training_figures.read(self.accelerator)}
+            self._has_targets |= any(figures[name] for name in self._training_figures.targets)
+            if not self._has_targets:
+                raise ValueError(
+                    f"`train_dataset`: none of the {figures['num_samples']} samples so far has a target, so there is "
+                    "nothing to train on."
+                )
             figures |= self._throughput.read(self.state.global_step, figures)
             logs.update({name: figure for name, figure in figures.items() if name not in UNSEEN_UNITS})
             logs["nonfinite_steps"] = self._guard.read()

@@ -130,6 +130,12 @@ class RosettaTrainingArguments(TrainingArguments):
                 "`trainer.push_to_hub()` after training."
             )
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`accelerator_config.dispatch_batches` must be None or False: images are not one entry a row, and "
+                "cannot be cut as rows are."
+            )
+        self.accelerator_config.dispatch_batches = False  # by default accelerate's for iterable data sets
         if self.save_total_limit == 1 and self.metric_for_best_model is not None:
             raise ValueError(
                 "`save_total_limit` must be at least 2 with `metric_for_best_model`, got 1: the best checkpoint and "

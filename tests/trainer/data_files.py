@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, RosettaProcessor
 
 
+TOOLS_OF_FUZZ = str(Path(__file__).parents[2] / "benchmarks")
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "tiny_tokenizer"  # a token for each character
 
 

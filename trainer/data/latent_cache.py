@@ -11,7 +11,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 
 from modeling_rosetta import encode_images
 
-from .bad_records import BadRecord, SkippedRecords
+from .bad_records import BadRecord, SkippedRecords, unusable_records
 from .records import captioned_image
 from .source import DataSource
 
@@ -33,7 +33,8 @@ def write_latent_cache(
 ) -> Counter:
     """
     Encodes the images of a source, and writes parquet files that a [`DataSource`] of the task `"t2i"` reads in its
-    place. It goes on after the last file that is complete, so that it can be interrupted and started again.
+    place. It goes on after the last file that is complete, so that it can be interrupted and started again. Beside
+    each lies a hidden list of the records that were skipped for it.
 
     Args:
         source (`DataSource`): of the task `"t2i"`.
@@ -65,20 +66,24 @@ def write_latent_cache(
         if file.exists():
             continue
         block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        pairs = []
-        for record in block:
+        pairs, bad = [], []
+        for i, record in enumerate(block, start=number * RECORDS_PER_FILE):
             try:
-                caption, image = captioned_image(source.parse(record), source, processor)
-                pairs.append((caption, processor.preprocess_vae_image(image)))
+                with unusable_records():
+                    caption, image = captioned_image(source.parse(record), source, processor)
+                    pairs.append((caption, processor.preprocess_vae_image(image)))
                 skipped.add(None)
             except BadRecord as error:
+                error.place = source.place(record, f"record {i} of part {process} of {num_processes}")
                 skipped.add(error)
+                bad.append(f"{json.dumps(error.entry(source))}\n")
                 counts[error.reason] += 1
         latents = _encode(vae, [pixels for _, pixels in pairs], batch_size)
         stored = [safetensors.torch.save({"latents": encoded}) for encoded in latents]
         staged = file.with_name(f".{file.name}.saving")
         part = {"caption": [caption for caption, _ in pairs], "latents": stored}
         Dataset.from_dict(part, features=FEATURES).to_parquet(staged)
+        file.with_name(f".{file.stem}.skipped.jsonl").write_text("".join(bad))
         staged.rename(file)
         counts["written"] += len(pairs)
     return counts

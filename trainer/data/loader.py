@@ -1,16 +1,23 @@
 """Batches of a stream, made by workers, with an exact position in the stream."""
 
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from .bad_records import REASONS
 from .source import TASKS
 from .stream import RosettaDataStream, Row
+
+
+logger = logging.getLogger(__name__)
 
 
 class StreamLoader(DataLoader):
@@ -21,26 +28,50 @@ class StreamLoader(DataLoader):
     Args:
         stream (`RosettaDataStream`)
         collator (`Callable`): makes a batch of a list of rows, each a list of samples.
+        bad_records_folder (`str`, *optional*): where each rank writes a list of the records that were skipped for its
+            batches, one line of JSON each. A run that goes on goes on with the list of its position.
         kwargs: as for [`torch.utils.data.DataLoader`].
 
     Attributes:
         skipped (`Counter`): numbers of records that were skipped for these batches, by (task, reason).
     """
 
-    def __init__(self, stream: RosettaDataStream, collator: Callable[[list[list[dict]]], dict], **kwargs):
+    def __init__(
+        self,
+        stream: RosettaDataStream,
+        collator: Callable[[list[list[dict]]], dict],
+        bad_records_folder: str | None = None,
+        **kwargs,
+    ):
         # A generator of its own: starting to read must not draw on the one that a checkpoint restores.
         super().__init__(stream, collate_fn=_RowCollator(collator), generator=torch.Generator(), **kwargs)
         self.skipped = Counter()
+        self._list = None if bad_records_folder is None else Path(bad_records_folder, f"rank_{stream.rank}.jsonl")
         self._positions = [None] * max(1, self.num_workers)
         self._next_worker = 0
 
     def __iter__(self) -> Iterator[dict]:
         self.dataset.start_from(self._positions, self._next_worker)
-        for batch, worker, position, skipped in super().__iter__():
+        self._cut_list()
+        for batch, worker, position, bad_records in super().__iter__():
             self._positions[worker] = position
             self._next_worker = (worker + 1) % len(self._positions)
-            self.skipped += skipped
+            self.skipped.update((record["task"], record["reason"]) for record in bad_records)
+            self._add_to_list(bad_records)
             yield batch
+
+    def _cut_list(self):
+        """Of a list that is there, what was skipped up to the position stays."""
+        if self._list is not None and self._list.exists():
+            with open(self._list, "rb") as lines:
+                kept = sum(len(line) for line in islice(lines, self.skipped.total()))
+            os.truncate(self._list, kept)
+
+    def _add_to_list(self, bad_records: list[dict]):
+        if self._list is not None and bad_records:
+            self._list.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._list, "a", encoding="utf-8") as lines:
+                lines.writelines(f"{json.dumps(record)}\n" for record in bad_records)
 
     def state_dict(self) -> dict:
         """The position of all workers of this rank, as JSON."""
@@ -54,12 +85,21 @@ class StreamLoader(DataLoader):
     def load_state_dict(self, state: dict):
         """
         Raises:
-            ValueError: if the state is of other sources, or of other numbers of ranks or workers.
+            ValueError: if the state is of other sources, or of other numbers of records, ranks or workers.
         """
         for name, now in self._layout().items():
-            if state[name] != now:
+            if state.get(name) != now:
                 raise ValueError(
-                    f"The data cannot go on where it was: `{name}` must be what it was, {state[name]!r}, got {now!r}."
+                    f"The data cannot go on where it was: `{name}` must be what it was, {state.get(name)!r}, got "
+                    f"{now!r}."
+                )
+        weights = [source.weight for source in self.dataset.sources]
+        if others := [position["weights"] for position in state["positions"] if position is not None]:
+            if others[0] != weights:
+                logger.warning(
+                    "The weights of the sources were %s and are %s: their shares are counted from here on.",
+                    others[0],
+                    weights,
                 )
         self._positions, self._next_worker = state["positions"], state["next_worker"]
         self.skipped = Counter({(task, reason): number for task, reason, number in state["skipped"]})
@@ -87,6 +127,9 @@ class StreamLoader(DataLoader):
         stream = self.dataset
         return {
             "sources": [str(source) for source in stream.sources],
+            # In another data set the same position is another record.
+            "num_records": [len(records) if isinstance(records, Dataset) else None for records in stream.records],
+            "num_files": [None if isinstance(records, Dataset) else records.num_shards for records in stream.records],
             "seed": stream.seed,
             "max_length": stream.max_length,
             "num_ranks": stream.num_ranks,
@@ -98,9 +141,9 @@ class _RowCollator:
     def __init__(self, collator: Callable):
         self.collator = collator
 
-    def __call__(self, rows: list[Row]) -> tuple[dict, int, dict, Counter]:
+    def __call__(self, rows: list[Row]) -> tuple[dict, int, dict, list[dict]]:
         batch = self.collator([row.samples for row in rows])
-        return batch, rows[-1].worker, rows[-1].position, sum((row.skipped for row in rows), Counter())
+        return batch, rows[-1].worker, rows[-1].position, [record for row in rows for record in row.bad_records]
 
 
 __all__ = ["StreamLoader"]

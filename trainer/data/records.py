@@ -1,29 +1,24 @@
 """A record of each task as the processor's training sample, or a [`BadRecord`]."""
 
-import io
-import struct
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from .bad_records import BadRecord
+from modeling_rosetta.images_rosetta import read_image
+
+from .bad_records import BadRecord, unusable_records
 from .drawing import cached_latents, drawing_sample
-from .source import DataSource
+from .source import COLUMNS, DataSource
 
 
-COLUMNS = {
-    "text_column": ("text",),
-    "conversation_column": ("conversations", "messages"),
-    "image_column": ("image", "images", "jpg", "jpeg", "png", "webp"),
-    "caption_column": ("caption", "text", "txt"),
-}
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # that stands where bytes were no UTF-8
 IMAGE_MARK = "<image>"
 MAX_ASPECT_RATIO = 200  # that Qwen2-VL's image processor takes
 
 
+@unusable_records()
 def training_sample(record: dict, source: DataSource, processor, max_length: int) -> dict[str, torch.Tensor]:
     """
     Args:
@@ -36,7 +31,7 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
         `dict[str, torch.Tensor]`: as from `RosettaProcessor.training_sample`.
 
     Raises:
-        BadRecord: if the record cannot be trained on.
+        BadRecord: if the record cannot be trained on, whatever the exception was.
     """
     record = source.parse(record)
     sample = {"lm": _text_sample, "mmu": _understanding_sample, "t2i": _drawing_sample}[source.task](
@@ -44,13 +39,18 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
     )
     if len(sample["input_ids"]) > max_length:
         raise BadRecord("too_long", f"{len(sample['input_ids'])} tokens, the most are {max_length}")
+    # The first label of a sample is nobody's target.
+    if not (sample["labels"][1:] != -100).any() and not {"latents", "latent_pixels"} & sample.keys():
+        raise BadRecord("no_target", f"none of its {len(sample['input_ids'])} tokens is to be predicted")
     return sample
 
 
 def _text_sample(record: dict, source: DataSource, processor) -> dict:
-    if _find(record, source, "conversation_column") is not None:
-        return processor.training_sample(_conversation(record, source, processor, images=[]))
-    return processor.training_sample(_text(record, source, "text_column", processor))
+    conversation = _find(record, source, "conversation_column")
+    is_text = _find(record, source, "text_column") is not None
+    if conversation is not None and (_has_value(record[conversation]) or not is_text):
+        return processor.training_sample(_conversation(record, source, images=[]))
+    return processor.training_sample(_text(record, source, "text_column"))
 
 
 def _understanding_sample(record: dict, source: DataSource, processor) -> dict:
@@ -59,9 +59,10 @@ def _understanding_sample(record: dict, source: DataSource, processor) -> dict:
     if not values:
         raise BadRecord("empty", f"there is no image in {column!r}")
     images = [_image(value, source) for value in values]
-    return processor.training_sample(_conversation(record, source, processor, images))
+    return processor.training_sample(_conversation(record, source, images))
 
 
+@unusable_records()
 def captioned_image(record: dict, source: DataSource, processor) -> tuple[str, Image.Image]:
     """
     Caption and image of a record of the task `"t2i"`.
@@ -69,15 +70,15 @@ def captioned_image(record: dict, source: DataSource, processor) -> tuple[str, I
     Raises:
         BadRecord: if one of them cannot be used.
     """
-    caption = _text(record, source, "caption_column", processor)
+    caption = _text(record, source, "caption_column")
     return caption, _image(record[_required(record, source, "image_column")], source)
 
 
 def _drawing_sample(record: dict, source: DataSource, processor) -> dict:
-    if "latents" not in record:
+    if record.get("latents") is None:
         caption, image = captioned_image(record, source, processor)
         return drawing_sample(processor, caption, image=image)
-    caption = _text(record, source, "caption_column", processor)
+    caption = _text(record, source, "caption_column")
     try:
         latents = cached_latents(record)
     except ValueError as error:
@@ -86,8 +87,21 @@ def _drawing_sample(record: dict, source: DataSource, processor) -> dict:
 
 
 def _find(record: dict, source: DataSource, kind: str) -> str | None:
+    """The first of the columns of a kind that has a value, else the first that is there."""
     given = getattr(source, kind)
-    return next((name for name in (COLUMNS[kind] if given is None else (given,)) if name in record), None)
+    there = [name for name in (COLUMNS[kind] if given is None else (given,)) if name in record]
+    return next((name for name in there if _has_value(record[name])), there[0] if there else None)
+
+
+def _has_value(value) -> bool:
+    """Not where a table has nothing for this record: `None`, NaN, nothing but spaces, an image without content."""
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        return value.get("bytes") is not None or bool(value.get("path"))
+    if isinstance(value, list):
+        return any(map(_has_value, value))
+    is_blank = isinstance(value, str) and not value.strip()
+    is_nan = isinstance(value, float) and value != value
+    return value is not None and not is_blank and not is_nan
 
 
 def _required(record: dict, source: DataSource, kind: str) -> str:
@@ -98,25 +112,27 @@ def _required(record: dict, source: DataSource, kind: str) -> str:
     return column
 
 
-def _text(record: dict, source: DataSource, kind: str, processor) -> str:
+def _text(record: dict, source: DataSource, kind: str) -> str:
     column = _required(record, source, kind)
-    return _checked_text(record[column], column, processor)
+    return _checked_text(record[column], column)
 
 
-def _checked_text(text, where: str, processor) -> str:
+def _checked_text(text, where: str) -> str:
+    """Text that can be trained on; what in it looks like a special token is text to the processor, too."""
     if not isinstance(text, str):
         raise BadRecord("wrong_type", f"{where} must be a string, got {type(text).__name__}")
     if not text.strip():
         raise BadRecord("empty", f"{where} is empty")
     if REPLACEMENT in text:
         raise BadRecord("undecodable_text", f"{where} is not valid UTF-8")
-    # It would become the mark of a turn or of an image that is not there.
-    if special := [token for token in processor.tokenizer.all_special_tokens if token in text]:
-        raise BadRecord("special_token", f"{where} holds {special[0]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a pair that JSON escaped
+        raise BadRecord("undecodable_text", f"{where} is not valid Unicode, {error}") from error
     return text
 
 
-def _conversation(record: dict, source: DataSource, processor, images: list[Image.Image]) -> list[dict]:
+def _conversation(record: dict, source: DataSource, images: list[Image.Image]) -> list[dict]:
     """LLaVA's `from` and `value`, or `role` and `content`, with a mark `<image>` in the user's text for each image."""
     column = _required(record, source, "conversation_column")
     turns = record[column]
@@ -126,12 +142,14 @@ def _conversation(record: dict, source: DataSource, processor, images: list[Imag
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRecord("wrong_type", f"a turn of {column} must be an object, got {type(turn).__name__}")
-        name = turn.get("from", turn.get("role"))
+        name, value = (
+            next((turn[key] for key in keys if turn.get(key) is not None), None)
+            for keys in (("from", "role"), ("value", "content"))
+        )
         role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             raise BadRecord("bad_conversation", f"the role of a turn must be one of {list(ROLES)}, got {name!r}")
-        value = turn.get("value", turn.get("content"))
-        text = _checked_text(value, f"a turn of {column}", processor)
+        text = _checked_text(value, f"a turn of {column}")
         num_marks = text.count(IMAGE_MARK) if role == "user" else 0
         if num_marks > len(left):
             raise BadRecord("image_count", f"there are more marks {IMAGE_MARK} than the {len(images)} images")
@@ -149,25 +167,22 @@ def _conversation(record: dict, source: DataSource, processor, images: list[Imag
 
 
 def _image(value, source: DataSource) -> Image.Image:
-    """From an image, its bytes, or its path."""
+    """From an image, its bytes, or its path: as inference reads it."""
     if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, Image.Image):
-        image = value
-    elif isinstance(value, bytes | str):
-        file = io.BytesIO(value) if isinstance(value, bytes) else Path(source.image_root, value)
-        try:
-            image = Image.open(file).convert("RGB")
-        except FileNotFoundError as error:
-            raise BadRecord("missing_image", f"there is no file {value}") from error
-        # All that Pillow's formats raise on damaged files.
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise BadRecord("undecodable_image", str(error)) from error
-    else:
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        value = Path(source.image_root, value)
+    elif not isinstance(value, bytes | Image.Image):
         raise BadRecord("wrong_type", f"an image must be bytes or a path, got {type(value).__name__}")
+    try:
+        image = read_image(value)
+    except ValueError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise BadRecord("missing_image", f"there is no file {value}") from error
+        raise BadRecord("undecodable_image", str(error)) from error
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadRecord("bad_image_size", f"{image.width} x {image.height} pixels")
     return image
 
 
-__all__ = ["training_sample"]
+__all__ = ["captioned_image", "training_sample"]

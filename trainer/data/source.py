@@ -3,21 +3,31 @@
 import copy
 import json
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import Dataset, Image, IterableDataset, load_dataset
+from datasets.data_files import DataFilesDict, DataFilesList, get_data_patterns
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 
 from .bad_records import BadRecord
+from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SUFFIXES, TEXT, kind_of, open_files
 
 
 TASKS = ("lm", "mmu", "t2i")
-BUILDERS = {".arrow": "arrow", ".csv": "csv", ".parquet": "parquet", ".tar": "webdataset", ".txt": "text"}
-JSON_SUFFIXES = (".json", ".jsonl")
+# Files that are left to `datasets`; those that are not are in `files.SUFFIXES`.
+BUILDERS = {".arrow": "arrow", ".parquet": "parquet"}
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+COLUMNS = {
+    "text_column": ("text",),
+    "conversation_column": ("conversations", "messages"),
+    "image_column": ("image", "images", *IMAGE_SUFFIXES, "file_name"),
+    "caption_column": ("caption", "text", "txt"),
+}
 BLOCK_SIZE = 256  # records of a stream that are shuffled among one another, and held in memory
-LINE = "text"  # the column of the `text` builder
 
 
 @dataclass
@@ -28,18 +38,21 @@ class DataSource:
     Args:
         task (`str`): what a record is. `"lm"`: a text, or a conversation without images. `"mmu"`: images to
             understand and a conversation about them. `"t2i"`: a caption and the image to draw, or its cached latents.
-        path (`str`): a file (json, jsonl, parquet, arrow, csv, txt, tar of a webdataset), a folder of them, or the id
-            of a data set on the Hub.
+        path (`str`): a file (json, jsonl, csv, tsv, txt, tar of a webdataset, each also as gz, bz2, xz or zst;
+            parquet, arrow), a pattern of files, a folder of them, or the id of a data set on the Hub.
         weight (`float`, defaults to 1): its share of the samples is its weight over the sum of all weights.
         name (`str`, *optional*): the configuration of a data set on the Hub.
         data_files (`str` or `list[str]`, *optional*): some of the files in `path`, as for `datasets.load_dataset`.
-        split (`str`, defaults to `"train"`)
+        split (`str`, defaults to `"train"`): of a data set on the Hub or a folder whose files are named after splits.
         streaming (`bool`, defaults to `False`): read while training, without a copy in the cache. Records are then
             shuffled in blocks of 256 only; else all among one another.
         text_column, conversation_column, image_column, caption_column (`str`, *optional*): by default whichever of
-            the usual names a record has: `text`; `conversations` or `messages`; `image`, `images`, `jpg`, `jpeg`,
-            `png` or `webp`; `caption`, `text` or `txt`.
+            the usual names has a value in a record: `text`; `conversations` or `messages`; `image`, `images`, the
+            suffix of a kind of images or `file_name`; `caption`, `text` or `txt`.
         image_root (`str`, *optional*): the folder that the paths of images are relative to; by default that of `path`.
+
+    Attributes:
+        kind (`str`, *optional*): a value of `files.SUFFIXES`, if the records are those of [`open_files`].
 
     Raises:
         ValueError: if the task is unknown or the weight is not above 0.
@@ -64,8 +77,11 @@ class DataSource:
         if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):
             raise ValueError(f"`weight` must be a number above 0, got {self.weight!r}.")
         if self.image_root is None:
-            path = Path(self.path)
-            self.image_root = str(path.parent if path.is_file() else path)
+            folder = Path(self.path)
+            while folder.is_file() or (has_magic(str(folder)) and not folder.is_dir()):
+                folder = folder.parent
+            self.image_root = str(folder)
+        self.kind = None
 
     def __str__(self) -> str:
         return f"{self.task} from {self.path}"
@@ -76,21 +92,17 @@ class DataSource:
 
         Raises:
             FileNotFoundError: if there is nothing at `path`.
-            ValueError: if there are no records.
+            ValueError: if there are no records, or files of a kind that cannot be read.
         """
-        path, files = Path(self.path), self.data_files
-        kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
-        if path.suffix in (*BUILDERS, *JSON_SUFFIXES) and not path.is_file():
-            raise FileNotFoundError(f"`path`: there is no file {self.path}.")
-        json_files = self._json_files()
-        self.is_json = bool(json_files)
-        if self.is_json:
-            records = self._open_json(json_files)
-        elif path.is_file():
-            options = {"encoding_errors": "replace"} if path.suffix == ".txt" else {}
-            records = load_dataset(BUILDERS[path.suffix], data_files=self.path, **kwargs, **options)
-        else:
-            records = load_dataset(self.path, data_files=files, **kwargs)
+        files = self._files()
+        kinds = {kind_of(file) for file in files}
+        self.kind = kinds.pop() if len(kinds) == 1 else None
+        if files and not any(Path(file).stat().st_size for file in files):
+            raise ValueError(f"`path`: there are no records in {self.path}.")
+        try:
+            records = self._open(files)
+        except DatasetGenerationError as error:
+            raise ValueError(f"`path`: {self.path} cannot be read, {error.__cause__ or error}") from error
         if isinstance(records, Dataset) and len(records) == 0:
             raise ValueError(f"`path`: there are no records in {self.path}.")
         for column, feature in (records.features or {}).items():
@@ -100,59 +112,92 @@ class DataSource:
                 records = records.cast_column(column, datasets.List(Image(decode=False)))
         return records
 
+    def _open(self, files: list[str]) -> Dataset | IterableDataset:
+        if self.kind is not None:
+            given = tuple(column for kind in COLUMNS if (column := getattr(self, kind)) is not None)
+            kept = tuple(sorted({*given, *(column for columns in COLUMNS.values() for column in columns)}))
+            return open_files(files, self.kind, given, kept, self.streaming)
+        kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
+        if files and not Path(self.path).is_dir():
+            return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)
+        return load_dataset(self.path, data_files=self.data_files, **kwargs)
+
     def parse(self, record: dict) -> dict:
         """
         A record as a dictionary of columns.
 
         Raises:
-            BadRecord: if it is a line that is not JSON.
+            BadRecord: if it could not be read, or is no object of JSON.
         """
-        if not self.is_json:
+        if self.kind is None:
             return record
-        try:
-            parsed = json.loads(record[LINE])
-        except json.JSONDecodeError as error:
-            raise BadRecord("broken_json", str(error)) from error
+        if record[PROBLEM] is not None:
+            raise BadRecord("unreadable", record[PROBLEM])
+        if self.kind == "tar":
+            members = zip(record[NAMES], record[CONTENTS], strict=True)
+            return {name: None if content is None else self._member(name, content) for name, content in members}
+        if self.kind == "text":
+            return {TEXT: record[TEXT]}
+        parsed = _parsed_json(record[TEXT])
         if not isinstance(parsed, dict):
             raise BadRecord("wrong_type", f"a line of JSON must be an object, got {type(parsed).__name__}")
         return parsed
 
-    def _json_files(self) -> list[str]:
-        """The local files of JSON among the files, which are read here line by line: `datasets` would give up a whole
-        file for one broken line, or for a column that changes its type."""
+    def _member(self, name: str, content: bytes) -> dict | str:
+        ending = name.rpartition(".")[2]
+        if name == self.image_column or ending in IMAGE_SUFFIXES:
+            return {"bytes": content, "path": name}
+        return _parsed_json(content) if ending == "json" else content.decode("utf-8", "replace")
+
+    def place(self, record: dict, otherwise: str) -> str:
+        """Where a record is: its file and line or key, or what is known if `datasets` reads the files."""
+        return f"{self.path}, {otherwise}" if self.kind is None else record[PLACE]
+
+    def _files(self) -> list[str]:
+        """The local files of the source, of those kinds that records are read from; none for what is left to
+        `datasets`: the Hub, and folders of images."""
         path = Path(self.path)
-        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files
         if path.is_file():
-            found = [path]
-        elif path.is_dir() and files is not None:
-            found = [match for file in files for match in sorted(path.glob(file))]
+            found = [str(path)]
         elif path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in (*BUILDERS, *JSON_SUFFIXES))
+            found = self._files_in_folder(path)
+        elif has_magic(self.path) or path.suffix.lower() in (*BUILDERS, *SUFFIXES, *COMPRESSIONS):
+            found = sorted(file for file in glob(self.path, recursive=True) if Path(file).is_file())
+            if not found:
+                raise FileNotFoundError(f"`path`: there is no file {self.path}.")
         else:
-            found = []
-        is_json = [file.suffix in JSON_SUFFIXES for file in found]
-        # `metadata.jsonl` beside images is the business of `datasets`' image folder.
-        return [str(file) for file in found if file.name != "metadata.jsonl"] if found and all(is_json) else []
+            return []
+        if not path.is_dir():
+            kinds = {kind_of(file) or BUILDERS.get(Path(file).suffix.lower()) for file in found}
+            if None in kinds or len(kinds) > 1:
+                raise ValueError(
+                    f"`path`: the files must be all of one of the kinds {[*SUFFIXES, *BUILDERS]}, all but the last "
+                    f"two also with {list(COMPRESSIONS)}; got {self.path}."
+                )
+        return found
 
-    def _open_json(self, files: list[str]) -> Dataset | IterableDataset:
-        files = [file for file in files if Path(file).stat().st_size]
-        if not files:
-            raise ValueError(f"`path`: there are no records in {self.path}.")
-        if not any(map(_holds_a_list, files)):
-            kwargs = {"split": "train", "streaming": self.streaming, "encoding_errors": "replace"}
-            return load_dataset("text", data_files=files, **kwargs)
-        records = []
-        for file in files:
-            try:
-                records += json.loads(Path(file).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"`path`: {file} is no list of JSON, {error}") from error
-        return Dataset.from_dict({LINE: [json.dumps(record) for record in records]})
+    def _files_in_folder(self, path: Path) -> list[str]:
+        try:
+            if self.data_files is None:
+                files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))[self.split]
+            else:
+                patterns = [self.data_files] if isinstance(self.data_files, str) else self.data_files
+                files = DataFilesList.from_patterns(patterns, base_path=str(path))
+        except (FileNotFoundError, KeyError):
+            return []  # of which `datasets` then says what is wrong
+        known = [file for file in files if kind_of(file) or Path(file).suffix.lower() in BUILDERS]
+        others = [file for file in known if Path(file).stem != "metadata"]
+        # Metadata beside images are the business of `datasets`' image folder.
+        if len(others) < len(known) and {kind_of(file) for file in others} != {"json"}:
+            return []
+        return others
 
 
-def _holds_a_list(file: str) -> bool:
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        return next((line.lstrip()[0] for line in lines if line.strip()), "") == "["
+def _parsed_json(text: str | bytes):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("broken_json", str(error)) from error
 
 
 class ShuffledReader:
@@ -180,14 +225,21 @@ class ShuffledReader:
         self.position += 1
         return self.records[int(self.part[self.position - 1])]
 
+    @property
+    def place(self) -> str:
+        """Of the last record."""
+        return f"record {self.part[self.position - 1]}"
+
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict):
         self.epoch, self.position = state["epoch"], state["position"]
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.records))
-        # Readers take turns in being first, so that with few records none goes without for ever.
-        self.part = order[(self.reader + self.epoch) % self.num_readers :: self.num_readers]
+        order = np.arange(len(self.records), dtype=np.int32 if len(self.records) < 2**31 else np.int64)
+        np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        # Readers take turns in being first, so that with few records none goes without for ever. A copy, so that the
+        # whole is not kept.
+        self.part = order[(self.reader + self.epoch) % self.num_readers :: self.num_readers].copy()
 
 
 class StreamReader:
@@ -207,6 +259,7 @@ class StreamReader:
         else:
             self.records = split_dataset_by_node(records, reader, num_readers)
         self.seed = seed
+        self.part = f"of reader {reader} of {num_readers}"
         self.start = copy.deepcopy(self.records.state_dict())
         self.load_state_dict({"epoch": 0, "index": 0, "position": 0, "stream": self.start})
 
@@ -215,6 +268,11 @@ class StreamReader:
             self._read_block()
         self.position += 1
         return self.block[self.position - 1]
+
+    @property
+    def place(self) -> str:
+        """Of the last record."""
+        return f"record {self.order[self.position - 1]} of block {self.index} of epoch {self.epoch} {self.part}"
 
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "index": self.index, "position": self.position, "stream": self.stream}
@@ -239,8 +297,8 @@ class StreamReader:
             self.load_state_dict({"epoch": self.epoch + 1, "index": 0, "position": 0, "stream": self.start})
             return
         size = len(next(iter(columns.values())))
-        order = np.random.default_rng([self.seed, self.epoch, self.index]).permutation(size)
-        self.block = [{name: values[row] for name, values in columns.items()} for row in order.tolist()]
+        self.order = np.random.default_rng([self.seed, self.epoch, self.index]).permutation(size).tolist()
+        self.block = [{name: values[row] for name, values in columns.items()} for row in self.order]
         self.position = 0
 
 

@@ -18,6 +18,9 @@ class TrainingFigures(RunningFigures):
     Args:
         config (`RosettaConfig`)
         device (`torch.device`)
+
+    Attributes:
+        targets (`list[str]`): the counts of what is to be predicted.
     """
 
     def __init__(self, config, device: torch.device):
@@ -25,10 +28,10 @@ class TrainingFigures(RunningFigures):
         self._types = [token_type["name"] for token_type in config.token_types]
         losses = ["loss", "text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in self._features)]
         held = [f"num_{what}_{name}" for what in ("samples", "tokens") for name in self._types]
-        targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in self._features)]
+        self.targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in self._features)]
         super().__init__(
             means=[*losses, *(f"capacity_rate_{pool}" for pool in config.pools)],
-            counts=["num_samples", *held, *targets, *UNSEEN_UNITS],
+            counts=["num_samples", *held, *self.targets, *UNSEEN_UNITS],
             device=device,
         )
 

@@ -37,7 +37,6 @@ def _write_questions(folder) -> tuple[str, dict[str, str | None]]:
         "empty": [{**good, "conversations": [QUESTION, {"from": "gpt", "value": " "}]}, {**good, "image": []}],
         "too_long": [{**good, "conversations": [QUESTION, {"from": "gpt", "value": many}]}],
         "undecodable_text": [b'{"image": "good.png", "conversations": [{"from": "human", "value": "\xff"}]}'],
-        "special_token": [{**good, "conversations": [{"from": "human", "value": "<image><|im_end|>"}, ANSWER]}],
         "bad_conversation": [
             {**good, "conversations": [QUESTION]},
             {**good, "conversations": [ANSWER, QUESTION]},
@@ -52,6 +51,8 @@ def _write_questions(folder) -> tuple[str, dict[str, str | None]]:
         "bad_image_size": [{**good, "image": "flat.png"}],
     }
     reasons = {json.dumps({**good, "id": i}).encode(): None for i in range(NUM_GOOD)}
+    special = {**good, "conversations": [{"from": "human", "value": "<image><|im_end|>"}, ANSWER]}
+    reasons[json.dumps(special).encode()] = None  # users' text is text
     for reason, group in damaged.items():
         for record in group:
             line = record if isinstance(record, bytes) else json.dumps(record).encode()
@@ -64,7 +65,7 @@ def _write_questions(folder) -> tuple[str, dict[str, str | None]]:
 def test_damaged_records_are_skipped_and_counted(num_workers, tmp_path, trainer_of):
     processor = file_processor()
     path, reasons = _write_questions(tmp_path)
-    assert len(set(reasons.values())) == 13  # twelve kinds of damage, and none
+    assert len(set(reasons.values())) == 12  # eleven kinds of damage, and none
     source = DataSource("mmu", path)
     model = file_model(processor)
     before = model.lm_head.weight.detach().clone()
@@ -98,6 +99,5 @@ def test_damaged_records_are_skipped_and_counted(num_workers, tmp_path, trainer_
 @pytest.mark.parametrize("turns", [[], [{"role": "system", "content": "be brief"}]], ids=["none", "system only"])
 def test_a_conversation_without_turns(turns, tmp_path):
     source = DataSource("lm", str(tmp_path))
-    source.is_json = False
     with pytest.raises(BadRecord, match="bad_conversation: user and assistant must take turns"):
         training_sample({"conversations": turns}, source, file_processor(), 100)

@@ -1,5 +1,6 @@
 """Images to draw: encoded in training, or read from a cache, they train the same."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -138,6 +139,9 @@ def test_cache_counts_goes_on_and_is_parted(pictures, processor, vae, small_file
     assert len(list(whole.glob("latents-000-*.parquet"))) == 4
     expected = _cached(whole)
     assert set(expected) == {text(i) for i in range(12)}
+    (listed,) = [json.loads(line) for file in whole.glob(".*.skipped.jsonl") for line in file.open()]
+    assert listed["place"] == f"{pictures.path}, record 12 of part 0 of 1"
+    assert listed["reason"] == "undecodable_image"
 
     lost = sorted(whole.glob("*.parquet"))[1]
     lost.unlink()

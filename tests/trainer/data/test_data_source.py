@@ -1,10 +1,13 @@
 """Each record goes to exactly one reader an epoch, and a reader goes on exactly where it was."""
 
 import json
+import re
 import tarfile
+import tracemalloc
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 from data_files import picture, write_questions, write_texts
 from datasets import Dataset, Image
@@ -136,3 +139,36 @@ def test_nothing_there(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="there are no records in .*empty.jsonl"):
         DataSource("lm", str(tmp_path / "empty.jsonl")).open()
+
+
+def test_a_reader_keeps_its_part_of_the_order_alone(tmp_path):
+    records = DataSource("lm", str(write_texts(tmp_path, 40))).open()
+    reader = _reader(records, 1, 8)
+    assert reader.part.base is None and reader.part.nbytes == 5 * 4
+    order = np.random.default_rng([0, 0]).permutation(40)
+    assert reader.part.tolist() == order[1::8].tolist()
+
+
+def test_a_streamed_list_is_not_held(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps([{"text": "x" * 1000} for _ in range(20_000)]))
+    reader = _reader(DataSource("lm", str(tmp_path / "list.json"), streaming=True).open(), 0, 1)
+    tracemalloc.start()
+    for _ in range(10_000):
+        next(reader)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000  # of 20 million characters
+
+
+def test_places_of_records_that_datasets_reads(tmp_path):
+    source = DataSource("lm", str(write_texts(tmp_path, 7)))
+    records = source.open()
+    reader = _reader(records, 0, 1)
+    record = next(reader)
+    place = source.place(record, reader.place)
+    assert records[int(place.removeprefix(f"{tmp_path}, record "))] == record
+    source.streaming = True
+    reader = _reader(source.open(), 0, 1)
+    record = next(reader)
+    found = re.fullmatch(r"record (\d) of block 0 of epoch 0 of reader 0 of 1", reader.place)
+    assert records[int(found[1])] == record

@@ -116,9 +116,10 @@ def test_ranks_and_workers_read_different_records(stream, sources, processor):
 
 def test_too_many_skipped_records_stop_the_stream(stream):
     with pytest.raises(
-        RuntimeError, match=r"bad.jsonl: 2\d of 10\d records .* `max_skipped_share` = 0.2: .*broken_json"
+        RuntimeError,
+        match=r"bad.jsonl: \d\d of 1\d\d records .* `max_skipped_share` = 0.05: .*bad.jsonl, line \d+, broken",
     ):
-        list(islice(stream(max_skipped_share=0.2), 1000))
+        list(islice(stream(max_skipped_share=0.05), 1000))
 
 
 def test_a_source_without_any_good_record_stops_the_stream(tmp_path, processor):
@@ -144,3 +145,98 @@ def test_wrong_arguments(changes, message, stream):
 def test_no_sources(processor):
     with pytest.raises(ValueError, match="`sources` is empty"):
         RosettaDataStream([], processor, MAX_LENGTH)
+
+
+@pytest.fixture
+def mixture(tmp_path, processor):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i:03}\n" for i in range(200)))
+
+    def build(share_of_a, num_workers=0, **kwargs):
+        weights = {"a": share_of_a, "b": 1 - share_of_a}
+        sources = [DataSource("lm", str(tmp_path / f"{name}.txt"), weight=weights[name]) for name in "ab"]
+        collator = RosettaDataCollator(pad_token_id=0)
+        # Six tokens a sample, so that a row of 14 holds two.
+        return StreamLoader(RosettaDataStream(sources, processor, 14), collator, num_workers=num_workers, **kwargs)
+
+    return build
+
+
+def _drawn(loader, number, processor) -> list[str]:
+    batches = [batch["input_ids"] for batch in islice(loader, number)]
+    texts = [processor.tokenizer.decode(row[i : i + 5]) for batch in batches for row in batch for i in (0, 6)]
+    assert all(len(text) == 5 and text[0] in "ab" for text in texts)
+    return texts
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_other_weights_count_from_now_on(num_workers, mixture, processor, caplog):
+    first = mixture(0.9, num_workers)
+    before = _drawn(first, 21, processor)
+    assert abs(sum(text[0] == "a" for text in before) - 0.9 * 42) <= 2
+    state = json.loads(json.dumps(first.state_dict()))
+
+    def resumed(state):
+        loader = mixture(0.5, num_workers)
+        loader.load_state_dict(json.loads(json.dumps(state)))
+        return loader
+
+    second = resumed(state)
+    assert caplog.messages == [
+        "The weights of the sources were [0.9, 0.09999999999999998] and are [0.5, 0.5]: their shares are counted from "
+        "here on."
+    ]
+    after = _drawn(second, 80, processor)
+    # Rows that were begun are filled as they were begun; then the shares since the change are exact.
+    assert abs(sum(text[0] == "a" for text in after) - 80) <= 2 * max(1, num_workers)
+    late = [text[0] for text in after[80:]]
+    assert abs(late.count("a") - 40) <= 2 * max(1, num_workers)
+    assert len(set(before + after)) == len(before + after) or num_workers  # nothing is given twice, nothing left out
+    for k in (1, 5, 16, 17, 40):  # interrupted again, before and after the change is in force
+        loader = resumed(state)
+        head = _drawn(loader, k, processor)
+        tail = _drawn(resumed(loader.state_dict()), 80 - k, processor)
+        assert head + tail == after
+
+
+def test_position_needs_the_same_records(mixture, processor, tmp_path):
+    state = mixture(0.5).state_dict()
+    with open(tmp_path / "b.txt", "a") as file:
+        file.write("b 200\n")
+    with pytest.raises(ValueError, match=r"`num_records` must be what it was, \[200, 200\], got \[200, 201\]"):
+        mixture(0.5).load_state_dict(state)
+
+
+def test_skipped_records_are_listed_on_disk(stream, sources, tmp_path):
+    def loader(**kwargs):
+        kwargs = {"bad_records_folder": str(tmp_path), "batch_size": 3, "num_workers": 2, **kwargs}
+        return StreamLoader(stream(), RosettaDataCollator(pad_token_id=0), **kwargs)
+
+    def listed():
+        lines = (tmp_path / "rank_0.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    whole = loader()
+    list(islice(whole, 20))
+    expected = listed()
+    assert len(expected) == whole.skipped.total() > 10
+    path = sources[1].path
+    lines = [int(record.pop("place").removeprefix(f"{path}, line ")) for record in listed()]
+    assert {line % 4 for line in lines} == {1}  # as they were written
+    detail = "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    assert expected[0] == {
+        "task": "lm",
+        "source": path,
+        "place": f"{path}, line {lines[0]}",
+        "reason": "broken_json",
+        "detail": detail,
+    }
+    interrupted = loader()
+    list(islice(interrupted, 7))
+    state, some = interrupted.state_dict(), listed()
+    assert some == expected[: len(some)] and 0 < len(some) < len(expected)
+    list(islice(loader(), 12))  # gone on with, but not saved
+    resumed = loader()
+    resumed.load_state_dict(state)
+    list(islice(resumed, 13))
+    assert listed() == expected
