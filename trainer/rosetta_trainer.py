@@ -83,6 +83,8 @@ class RosettaTrainer(WholeCheckpoints):
                 f"`args.n_gpu` must be at most 1, got {args.n_gpu}: images cannot be scattered by "
                 "`torch.nn.DataParallel`. Start one process a GPU with `accelerate launch`."
             )
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns of it
         super().__init__(model, args, **kwargs)
         self._check_sharding()
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
@@ -375,6 +377,12 @@ class RosettaTrainer(WholeCheckpoints):
         )
 
     def _check_sharding(self):
+        if self.is_deepspeed_enabled:
+            raise ValueError("DeepSpeed was asked for, but models are sharded by FSDP2 only.")
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        for name in ("tp_size", "cp_size", "sp_size"):
+            if (size := getattr(parallelism, name, 1)) > 1:
+                raise ValueError(f"`parallelism_config`: `{name}` must be 1, got {size}: only data are parallel here.")
         if self.is_fsdp_enabled:
             if (version := self.accelerator.state.fsdp_plugin.fsdp_version) != 2:
                 raise ValueError(f"`fsdp_version` must be 2, got {version}.")

@@ -29,15 +29,15 @@ def check_adapters_hold_what_is_trained(model: nn.Module):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in kept:
             raise ValueError(
-                f"`model`: '{name}' is trained beside the adapters, but is part of none, and would not be saved. Freeze "
-                "it, or name its module in `modules_to_save` of the adapter's configuration."
+                f"`model`: '{name}' is trained beside the adapters, but is part of none, and would not be saved. "
+                "Freeze it, or name its module in `modules_to_save` of the adapter's configuration."
             )
 
 
 def save_adapters(folder: str | os.PathLike, model: nn.Module, state_dict: dict | None = None):
     """
-    Writes all adapters as `PeftModel.save_pretrained` lays them out: one named `"default"`, or the only one that a model
-    of transformers has, in `folder`, others in folders of their own.
+    Writes all adapters as `PeftModel.save_pretrained` lays them out: one named `"default"`, or the only one that a
+    model of transformers has, in `folder`, others in folders of their own.
 
     Args:
         folder (`str` or `os.PathLike`)
@@ -73,8 +73,8 @@ def load_adapters(folder: str | os.PathLike, model: nn.Module):
             there, here = (tuple(weights[key].shape) if key in weights else None for weights in (stored, _plain(own)))
             if there != here:
                 raise ValueError(
-                    f"`model`: its adapter '{name}' is not the checkpoint's: '{key}' has the shape {here}, and {there} "
-                    f"in {file}."
+                    f"`model`: its adapter '{name}' is not the checkpoint's: '{key}' has the shape {here}, and "
+                    f"{there} in {file}."
                 )
         set_peft_model_state_dict(model, {key: stored[key.removeprefix(_PREFIX)] for key in own}, name)
 

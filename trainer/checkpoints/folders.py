@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there at all, whenever the run is killed: written elsewhere, then renamed."""
 
+import json
 import os
 import re
 import shutil
@@ -43,9 +44,9 @@ def checkpoint_to_resume(
 
     Args:
         output_dir (`str` or `os.PathLike`)
-        resume_from_checkpoint (`str` or `bool`, *optional*): as on a command line. A path: that checkpoint, of this run
-            or, if `output_dir` has none, of another one. `"true"`: the last one, which must be there. By default the
-            last one if there is one.
+        resume_from_checkpoint (`str` or `bool`, *optional*): as on a command line. A path: that checkpoint, of this
+            run or, if `output_dir` has none, of another one. `"true"`: the last one, which must be there. By default
+            the last one if there is one.
 
     Returns:
         The checkpoint, or `None` if the run starts.
@@ -75,20 +76,27 @@ def checkpoint_to_resume(
     return os.path.normpath(resume_from_checkpoint)
 
 
-def set_aside(output_dir: str | os.PathLike, step: int, results: tuple[str, ...] = ("ema", "model")) -> Path | None:
+def finished_steps(checkpoint: str | os.PathLike) -> int:
+    """The number of steps after which a checkpoint was saved."""
+    return json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())["global_step"]
+
+
+def set_aside(
+    output_dir: str | os.PathLike, checkpoint: str | os.PathLike, results: tuple[str, ...] = ("ema", "model")
+) -> Path | None:
     """
-    Moves what a run that is taken back to `step` has made since into a folder of its own, so that nothing is lost and
-    the run is not continued from there again.
+    Moves what a run that is taken back to `checkpoint` has made since into a folder of its own: nothing is lost, and
+    the next time the run goes on from where it was taken back to.
 
     Args:
         output_dir (`str` or `os.PathLike`)
-        step (`int`)
+        checkpoint (`str` or `os.PathLike`): of this run or another.
         results (`tuple[str]`): names of what a finished run leaves besides its checkpoints.
 
     Returns:
         The folder, or `None` if there is no checkpoint of a later step.
     """
-    later = [folder for folder in _numbered(output_dir) if _step(folder) > step]
+    later = [folder for folder in _numbered(output_dir) if _step(folder) > finished_steps(checkpoint)]
     if not later:
         return None
     number = 1
@@ -180,6 +188,7 @@ __all__ = [
     "SAVING",
     "check_checkpoint",
     "checkpoint_to_resume",
+    "finished_steps",
     "flush_to_disk",
     "last_complete_checkpoint",
     "publish_folder",

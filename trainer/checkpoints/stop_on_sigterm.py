@@ -7,9 +7,9 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 class StopAtStepEnd(JITCheckpointCallback):
     """
-    transformers' callback, which saves in the middle of a step, when its batches are taken from the data and its random
-    numbers drawn, but the weights are those before: resumed, the run would go on without that step. Here the step is
-    finished first, on all ranks if one of them was told to stop.
+    transformers' callback, which saves in the middle of a step, when its batches are taken from the data and its
+    random numbers drawn, but the weights are those before: resumed, the run would go on without that step. Here the
+    step is finished first, on all ranks if one of them was told to stop.
 
     Args:
         trainer ([`~transformers.Trainer`]): with `enable_jit_checkpoint`; its own callback is replaced.

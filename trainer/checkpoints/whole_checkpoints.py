@@ -34,7 +34,7 @@ class CheckpointPart(Protocol):
 class WholeCheckpoints(Trainer):
     """
     [`~transformers.Trainer`] that writes each checkpoint elsewhere, flushes it to disk, then renames it; and keeps a
-    sharded model in shards within checkpoints only; of a model with adapters, a checkpoint holds all of them and no more.
+    sharded model in shards within checkpoints only. Of a model with adapters, a checkpoint holds these and no more.
     Ranks must see one file system, or save on each node (`save_on_each_node`).
 
     Attributes:
@@ -51,8 +51,8 @@ class WholeCheckpoints(Trainer):
 
     def find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """
-        The folder of the checkpoint to go on from, when what a killed run left unfinished is cleared away. All processes
-        must call this.
+        The folder of the checkpoint to go on from, when what a killed run left unfinished is cleared away. All
+        processes must call this.
 
         Raises:
             ValueError: if there is no such checkpoint.

@@ -18,6 +18,7 @@ from .starting_point import ARCHITECTURES
 
 SECTIONS = ("data", "baselines")  # of a recipe, besides its arguments
 TRAINS = ("backbone", "projectors")
+WHICH_DATA = ("task", "path", "name", "data_files", "split", "streaming")  # of a source, and not how it is read
 
 
 @dataclass
@@ -136,6 +137,16 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
     return stage, sources, training
 
 
+def stage_facts(stage: StageArguments, sources: list[DataSource]) -> dict:
+    """What a stage is and reads, by name, to be compared when its run goes on."""
+    facts = {name: value for name, value in dataclasses.asdict(stage).items() if name != "global_batch_size"}
+    facts["sources"] = [{name: getattr(source, name) for name in WHICH_DATA} for source in sources]
+    for number, source in enumerate(sources, start=1):
+        others = {name: value for name, value in dataclasses.asdict(source).items() if name not in WHICH_DATA}
+        facts |= {f"{name} of source {number}": value for name, value in others.items()}
+    return facts
+
+
 def accumulation_steps(stage: StageArguments, training: RosettaTrainingArguments) -> int:
     """
     Micro-batches of a step, from its rows, those of a micro-batch and the number of processes.
@@ -201,4 +212,4 @@ def _nearest(name: str, known: set[str], prefix: str = "") -> str:
     return f"; the nearest known one is '{prefix}{nearest[0]}'."
 
 
-__all__ = ["StageArguments", "accumulation_steps", "read_recipe"]
+__all__ = ["StageArguments", "accumulation_steps", "read_recipe", "stage_facts"]

@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from ..checkpoints.adapters import has_adapters
+from ..checkpoints.folders import finished_steps
 
 
 FILE_NAME = "run.json"
-# What a run that goes on cannot change: the model, the order of the data, what the optimizer's state is of. A name that
-# ends in "." stands for all that begin with it.
+# What a run that goes on cannot change: the model, the order of the data, what the optimizer's state is of. A name
+# that ends in "." stands for all that begin with it.
 FIXED = (
     # of a stage
     "model",
@@ -94,7 +95,7 @@ class RunDescription:
         Raises:
             ValueError: if something is otherwise now that cannot be.
         """
-        step = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+        step = finished_steps(checkpoint)
         said = [f"The run goes on from {checkpoint}, after step {step}."]
         file = Path(checkpoint, FILE_NAME)
         if not file.is_file():
@@ -108,7 +109,7 @@ class RunDescription:
         return said
 
     def arguments_at(self, step: int) -> dict:
-        """The arguments that the first `step` steps were trained with; in words, where they were changed on the way."""
+        """The arguments that the first `step` steps were trained with; in words, if they were changed on the way."""
         parts = [part for part in self.history if part["after"] < step] or self.history[:1]
         told = dict(parts[0]["arguments"])
         for before, part in zip(parts, parts[1:], strict=False):
@@ -134,8 +135,8 @@ def changes(before: dict, now: dict) -> list[str]:
     for name in differing:
         if any(name == fixed or fixed.endswith(".") and name.startswith(fixed) for fixed in FIXED):
             raise ValueError(
-                f"`{name}` must be what it was when the run was started, {before[name]!r}, got {now[name]!r}. To train "
-                "otherwise, give another `output_dir`."
+                f"`{name}` must be what it was when the run was started, {before[name]!r}, got {now[name]!r}. To "
+                "train otherwise, give another `output_dir`."
             )
     return [f"From now on `{name}` is {now[name]!r}, it was {before[name]!r}." for name in differing]
 

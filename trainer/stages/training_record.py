@@ -60,9 +60,9 @@ def training_record(
     Returns:
         `dict`: `stage`, `data`, `steps` and `epochs` that were trained (`None` of a stream, which mixes sources of
         different lengths), `hyperparameters` (the arguments that these steps were trained with, in words where they
-        were changed on the way, and `max_length` and `packed` of the rows), `trained_parameters`, `processes`, `device`, `versions` of the
-        libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`, evenly chosen, the last
-        among them.
+        were changed on the way, and `max_length` and `packed` of the rows), `trained_parameters`, `processes`,
+        `device`, `versions` of the libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`,
+        evenly chosen, the last among them.
     """
     steps = trainer.state.global_step
     arguments = recorded_arguments(trainer.args) if trainer.run is None else trainer.run.arguments_at(steps)
