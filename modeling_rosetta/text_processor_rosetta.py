@@ -22,7 +22,8 @@ def load_dense_tokenizer(pretrained_model_name_or_path: str, vocab_size: int, **
     try:
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise OSError(f"'{pretrained_model_name_or_path}' has no tokenizer that can be read. {error}") from error
+        reason = str(error).splitlines()[0]
+        raise OSError(f"'{pretrained_model_name_or_path}' has no tokenizer that can be read. {reason}") from error
     check_tokenizer(tokenizer, vocab_size, pretrained_model_name_or_path)
     return tokenizer
 

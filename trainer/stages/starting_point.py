@@ -141,11 +141,17 @@ def _check_words(model: str, kind: str, vocab_size: int):
         if kind == "qwen3":
             load_dense_tokenizer(model, vocab_size)
         else:
-            check_tokenizer(
-                RosettaProcessor.from_pretrained(model, trust_remote_code=True).tokenizer, vocab_size, model
-            )
+            check_tokenizer(_processor(model).tokenizer, vocab_size, model)
     except (OSError, ValueError) as error:
         raise type(error)(f"`model`: {error}") from error
+
+
+def _processor(model: str) -> RosettaProcessor:
+    try:
+        return RosettaProcessor.from_pretrained(model, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"'{model}' has no processor with a tokenizer that can be read. {reason}") from error
 
 
 def _text_config(stage, target: RosettaConfig, processor: RosettaProcessor) -> RosettaConfig:
