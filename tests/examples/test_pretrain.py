@@ -147,7 +147,7 @@ def test_a_run_that_goes_on_says_so_and_what_was_changed(here, capfd):
         ("--resume_from_checkpoint=nowhere", "`resume_from_checkpoint`: 'nowhere' is no checkpoint"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main([*arguments, "--max_steps=6", refused])
+            main([*arguments, "--max_steps=6", f"--output_dir={here}", refused])
 
     # Taken back, and changed at once: nothing is lost, and without the flag it goes on from there.
     back = f"--resume_from_checkpoint={here}/checkpoint-4"

@@ -1,4 +1,4 @@
-"""What is changed when a run goes on takes effect or is refused, and its record tells what its steps were trained with."""
+"""What is changed when a run goes on takes effect or is refused, and the record tells what steps were trained with."""
 
 import json
 
@@ -6,7 +6,14 @@ import pytest
 import torch
 from data_files import file_model, file_processor, write_texts
 
-from trainer import DataSource, RosettaDataCollator, RosettaDataStream, training_record
+from trainer import (
+    DataSource,
+    RosettaDataCollator,
+    RosettaDataStream,
+    RosettaTrainingArguments,
+    training_record,
+)
+from trainer.stages.run_description import changes, training_facts
 
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -60,19 +67,32 @@ def test_how_often_it_logs_and_saves_can_be_changed(go_on, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "name"),
+    ("changed", "name"),
     [
         ({"seed": 5}, "seed"),
         ({"data_seed": 5}, "data_seed"),
         ({"train_sampling_strategy": "random"}, "train_sampling_strategy"),
         ({"per_device_train_batch_size": 2}, "rows of a step"),
         ({"decay_all_parameters": True}, "decay_all_parameters"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"}, "schedule by measurements"),
     ],
 )
-def test_what_cannot_be_changed_is_refused(changes, name, go_on):
+def test_what_cannot_be_changed_is_refused(changed, name, go_on):
     with pytest.raises(ValueError, match=f"`{name}` must be what it was when the run was started"):
-        go_on(**changes)
+        go_on(**changed)
+
+
+def test_rates_that_are_the_state_of_a_schedule_cannot_be_changed(tmp_path):
+    def facts(**arguments):
+        evaluated = {"eval_strategy": "steps", "eval_steps": 1, "use_cpu": True, "report_to": "none"}
+        return training_facts(RosettaTrainingArguments(str(tmp_path), **evaluated, **arguments))
+
+    plateau = facts(lr_scheduler_type="reduce_lr_on_plateau")
+    for other in (facts(), facts(lr_scheduler_type="reduce_lr_on_plateau", learning_rate=1e-3)):
+        with pytest.raises(ValueError, match="`schedule by measurements` must be what it was"):
+            changes(plateau, other)
+    assert changes(facts(), facts(lr_scheduler_type="cosine")) == [
+        "From now on `lr_scheduler_type` is 'cosine', it was 'linear'."
+    ]
 
 
 def test_another_model_is_refused(go_on, tiny_model):
@@ -115,7 +135,8 @@ def test_the_record_of_a_resumed_run_is_that_of_an_undisturbed_one(
     is_stream, tiny_model, records, trainer_of, tmp_path
 ):
     processor = file_processor()
-    sources = [DataSource("lm", str(write_texts(tmp_path, 40)))]
+    (tmp_path / "texts").mkdir()
+    sources = [DataSource("lm", str(write_texts(tmp_path / "texts", 40)))]
 
     def train(output_dir, resume=None):
         arguments = {**STEPS, "output_dir": tmp_path / output_dir}
