@@ -127,6 +127,11 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
         return_remaining_strings=True,
         look_for_args_file=False,
     )
+    if unknown and (section := unknown[0].lstrip("-").split("=")[0]) in (*SECTIONS, "extends"):
+        raise ValueError(
+            f"`{section}` cannot be given on the command line: write a recipe that `extends` {path} and has another "
+            f"`{section}`."
+        )
     if unknown:
         raise ValueError(f"Unknown argument '{unknown[0]}'{_nearest(unknown[0].lstrip('-'), known, '--')}")
     if not sources:

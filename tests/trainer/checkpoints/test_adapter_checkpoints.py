@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_training import training_logs
+from tiny_training import tiny_model, training_logs
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
 from trainer.stages.lora import lora_config
+from trainer.stages.repository import save_repository_of
 
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
@@ -17,8 +18,6 @@ KINDS = ["added", "two added", "added with a head", "PeftModel", "PeftModel, nam
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The folder of a model that is to be adapted."""
-    from tiny_training import tiny_model
-
     folder = tmp_path_factory.mktemp("base")
     tiny_model().save_pretrained(folder)
     return folder
@@ -120,6 +119,13 @@ def test_what_does_not_fit_is_refused_before_any_work(adapted, records, trainer_
         trainer_of(other, records(16), **STEPS).train(resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="`model` has an adapter 'earlier', the checkpoint has none"):
         trainer_of(adapted("two added"), records(16), **STEPS).train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_repository_of_adapters_alone_is_refused(adapted, records, trainer_of, tmp_path):
+    for kind in ("added", "PeftModel"):
+        with pytest.raises(ValueError, match="`trainer.model` has adapters"):
+            save_repository_of(trainer_of(adapted(kind), records(4)), tmp_path / "model")
+        assert not (tmp_path / "model").exists()
 
 
 def test_what_is_trained_beside_adapters_would_be_lost(adapted, records, trainer_of):
