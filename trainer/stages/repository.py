@@ -36,8 +36,8 @@ def save_repository_of(
     """
     if has_adapters(trainer.model):
         raise ValueError(
-            "`trainer.model` has adapters, without the weights that they adapt, and a repository is whole. Save them on "
-            "their own with `trainer.save_model()`, or train a model that they were merged into."
+            "`trainer.model` has adapters, and a repository has whole weights. Save them on their own with "
+            "`trainer.save_model()`, or train a model that they were merged into."
         )
     model = unsharded_model(trainer.accelerator, trainer.model_wrapped)
     if model is not None:
