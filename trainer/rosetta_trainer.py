@@ -176,7 +176,8 @@ class RosettaTrainer(WholeCheckpoints):
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As transformers'; remembers the hyperparameters, before those of a checkpoint take their place."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self._asked = hyperparameters(self._plain_optimizer) if self._created_lr_scheduler else None
+        optimizer = self._plain_optimizer if optimizer is None else optimizer
+        self._asked = hyperparameters(optimizer) if self._created_lr_scheduler else None
         return scheduler
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
