@@ -4,10 +4,11 @@ Pretrains one stage of a recipe, on one process or many.
     accelerate launch --config_file examples/accelerate_configs/single_gpu.yaml examples/pretrain.py \
         examples/recipes/1_lm.yaml [--architecture moe] [--max_steps 100] [...]
 
-Every line of a recipe can be changed on the command line. The data are in the recipe: to train on your own, write one
-that `extends` a recipe and has other `data`. The same command, given again after an interruption, goes on from the
-last complete checkpoint in `output_dir`. In the end `output_dir/model` holds a repository, which the next stage
-starts from, and which `AutoModelForCausalLM` and, once it draws, `DiffusionPipeline` load.
+Every line of a recipe but its `data` can be changed on the command line: to train on your own, write a recipe that
+`extends` another and has other `data`. The same command, given again after an interruption, goes on from the last
+complete checkpoint in `output_dir`, and with `--resume_from_checkpoint PATH` from an earlier one; it says what was
+changed since, and refuses what cannot be. When the last step is done `output_dir/model` holds a repository, which the
+next stage starts from, and which `AutoModelForCausalLM` and, once it draws, `DiffusionPipeline` load.
 """
 
 import sys
@@ -22,17 +23,37 @@ from transformers import set_seed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaProcessor  # noqa: E402
-from trainer import RosettaDataCollator, RosettaTrainer, train_backbone, train_projectors  # noqa: E402
-from trainer.checkpoints.folders import last_complete_checkpoint  # noqa: E402
+from trainer import (  # noqa: E402
+    RosettaDataCollator,
+    RosettaTrainer,
+    RosettaTrainingArguments,
+    train_backbone,
+    train_projectors,
+)
+from trainer.checkpoints.folders import (  # noqa: E402
+    checkpoint_to_resume,
+    finished_steps,
+    last_complete_checkpoint,
+    set_aside,
+)
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
-from trainer.stages.recipe import read_recipe  # noqa: E402
+from trainer.stages.recipe import StageArguments, read_recipe, stage_facts  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
+from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
 from trainer.stages.starting_point import missing_token_types, write_starting_point  # noqa: E402
 
 
 def main(arguments: list[str]):
     try:
         stage, sources, training = read_recipe(arguments)
+        checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
+        if checkpoint is not None:
+            refuse_changes(checkpoint, {**stage_facts(stage, sources), **training_facts(training)})
+            if (steps := finished_steps(checkpoint)) > training.max_steps:
+                raise ValueError(
+                    f"`max_steps` must be at least {steps}, which are done in {checkpoint}, got {training.max_steps}. "
+                    "Go back with `--resume_from_checkpoint`."
+                )
         missing = missing_token_types(stage, {source.task for source in sources})
         # Opened now, so that data that are not there are missed before a model is made; read with its processor.
         stream = RosettaDataStream(
@@ -40,10 +61,30 @@ def main(arguments: list[str]):
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
-    output_dir, start = Path(training.output_dir), stage.model
-    checkpoint = last_complete_checkpoint(output_dir)
     set_seed(training.seed)
+    try:
+        trainer, vae = prepare(stage, stream, training, missing, checkpoint)
+        trainer.facts = stage_facts(stage, sources)
+        if checkpoint is not None and PartialState().is_main_process:
+            if aside := set_aside(training.output_dir, checkpoint):
+                print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if (step := trainer.state.global_step) < training.max_steps:
+            interrupted(training, f"after step {step} of {training.max_steps}", status=143)
+        save_repository_of(trainer, Path(training.output_dir, "model"), vae, stage.stage, shares(sources))
+    except KeyboardInterrupt:
+        interrupted(training, "by the keyboard", status=130)
 
+
+def prepare(
+    stage: StageArguments,
+    stream: RosettaDataStream,
+    training: RosettaTrainingArguments,
+    missing: list[str],
+    checkpoint: str | None,
+) -> tuple[RosettaTrainer, AutoencoderKLFlux2 | None]:
+    """The trainer of a stage, and its VAE if it has one."""
+    output_dir, start = Path(training.output_dir), stage.model
     # What the model lacks is made once, by the main process; then all load the same weights.
     if missing:
         start = output_dir / "start"
@@ -68,8 +109,16 @@ def main(arguments: list[str]):
         processing_class=processor,
         vae=vae,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save_repository_of(trainer, output_dir / "model", vae, stage.stage, shares(sources))
+    return trainer, vae
+
+
+def interrupted(training: RosettaTrainingArguments, how: str, status: int):
+    """Ends the program, and says how to go on."""
+    if PartialState().is_main_process:
+        checkpoint = last_complete_checkpoint(training.output_dir) or "the start: no checkpoint is complete yet"
+        command = "The same command" + (" without `--resume_from_checkpoint`" * bool(training.resume_from_checkpoint))
+        print(f"Interrupted {how}. {command} goes on from {checkpoint}.", file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
 def shares(sources: list[DataSource]) -> str:

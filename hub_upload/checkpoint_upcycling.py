@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_rosetta import (
@@ -15,6 +15,7 @@ from modeling_rosetta import (
     upcycling_rules,
 )
 from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory
+from modeling_rosetta.text_processor_rosetta import load_dense_tokenizer, text_processor, token_fields
 
 from .weight_files import open_weights, parse_hub_source, write_weights
 
@@ -23,11 +24,6 @@ ARCHITECTURES: dict[str, tuple[Callable[..., RosettaConfig], int]] = {
     "rosetta": (RosettaConfig, 3),
     "moe": (RosettaConfig.moe, 12),
     "mot": (RosettaConfig.mot, 7),
-}
-TOKEN_FIELDS = {
-    "image_token_id": "<|image_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
 }
 
 
@@ -41,35 +37,42 @@ def upcycle_checkpoint(
     """
     Upcycles a dense Qwen3 checkpoint as [`~modeling_rosetta.upcycle`] does, bit for bit, and writes what
     `RosettaForCausalLMAndImageGeneration.from_pretrained`, or transformers with `trust_remote_code`, loads: weights,
-    configuration, code and tokenizer. Holds one shard of the weights in memory. An error or an interruption leaves
-    `target` as it was.
+    configuration, code and a processor of text: also what `examples/pretrain.py` starts from. Holds one shard of the
+    weights in memory. An error or an interruption leaves `target` as it was.
 
     Args:
         source (`str` or `Path`): folder of the dense checkpoint, or `owner/name[@revision]` on the Hub.
         target (`str` or `Path`): the folder to write.
         config (`RosettaConfig`, *optional*): of a model that reads text only; by default
-            [`~modeling_rosetta.text_config_from_dense`].
+            [`~modeling_rosetta.text_config_from_dense`]. A vocabulary of the dense model's size gets the rows that
+            special tokens lack.
         dtype (`torch.dtype`, *optional*): of the weights; by default the checkpoint's.
         max_shard_size (`int` or `str`): the most bytes of a file of weights.
 
     Raises:
-        ValueError: before anything is written, if the source is damaged or no dense Qwen3, or `config` does not fit.
+        ValueError: before anything is written, if the source is damaged or no dense Qwen3, has no tokenizer that reads
+            words, or `config` does not fit.
         OSError: if there is no configuration or tokenizer.
     """
     where = _where(source)
     dense_config = AutoConfig.from_pretrained(**where)
     config = text_config_from_dense(dense_config) if config is None else config
+    try:
+        processor = text_processor(load_dense_tokenizer(vocab_size=dense_config.vocab_size, **where))
+    except (OSError, ValueError) as error:
+        raise type(error)(f"`source`: {error}") from error
+    if config.vocab_size == dense_config.vocab_size:
+        config.vocab_size = max(config.vocab_size, len(processor.tokenizer))
+    processor.set_token_types(config)
     rules = upcycling_rules(dense_config, config)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
     files = open_weights(source)
     if missing := sorted({key for rule in rules.values() for key in rule.sources} - files.tensors.keys()):
         raise ValueError(
             f"`source`: the checkpoint {source} lacks {len(missing)} tensors, the first is '{missing[0]}'."
         )
     config.dtype = dtype or files.tensors["model.norm.weight"].dtype
-    for field, token in TOKEN_FIELDS.items():
-        if (token_id := tokenizer.get_vocab().get(token)) is not None:
-            setattr(config, field, token_id)
+    for field, token_id in token_fields(processor).items():
+        setattr(config, field, token_id)
     with torch.device("meta"):
         model = RosettaForCausalLMAndImageGeneration(config).to(config.dtype)
     tensors = {name: model.get_parameter(name) for name in rules}
@@ -88,12 +91,13 @@ def upcycle_checkpoint(
         write_weights(folder, tensors, read, max_shard_size)
         type(config).register_for_auto_class()
         type(model).register_for_auto_class("AutoModelForCausalLM")
-        config.auto_map = {name: code for name, code in AUTO_MAP.items() if name != "AutoProcessor"}
+        type(processor).register_for_auto_class()
+        config.auto_map = dict(AUTO_MAP)
         config.architectures = [type(model).__name__]
         custom_object_save(model, folder, config=config)
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def _where(source: str | Path) -> dict:

@@ -35,6 +35,13 @@ PRIVATE_STEPS = {
         "_maybe_log_save_evaluate",
         "Checkpoints are renamed when they are whole: on_save comes when they have their name.",
     ),
+    "_load_from_checkpoint": PrivateStep(
+        "train", "transformers finds the adapters of a PeftModel only, and there one of several."
+    ),
+    "_load_best_model": PrivateStep("_finalize_training", "As `_load_from_checkpoint`."),
+    "_issue_warnings_after_load": PrivateStep(
+        "_load_from_checkpoint", "Tied weights, which are saved once, would be said to be missing."
+    ),
     "_get_output_dir": PrivateStep("_save_checkpoint", "The folder that a checkpoint is written into before that."),
     "_save_rng_state": PrivateStep(
         "_save_checkpoint", "What a checkpoint holds besides is written into it before it is whole."

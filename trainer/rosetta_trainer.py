@@ -7,8 +7,13 @@ import random
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 
+from .checkpoints.adapters import check_adapters_hold_what_is_trained
+from .checkpoints.changed_arguments import hyperparameters, take_up
 from .checkpoints.sharding import routers_in_fp32, run_idle_parts, unsharded_model
+from .checkpoints.stop_on_sigterm import StopAtStepEnd
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
@@ -23,7 +28,16 @@ from .optimizer.maop import MAOPAdamW
 from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
 from .optimizer.weight_average import WeightAverage
 from .stages.repository import publish
+from .stages.run_description import RunDescription, model_facts, training_facts
+from .stages.training_record import recorded_arguments
 from .training_arguments import RosettaTrainingArguments
+
+
+class EpochOfStream(TrainerCallback):
+    """A stream has no end: its epoch is the share of the run's steps that were made, by whichever processes."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step / state.max_steps
 
 
 class RosettaTrainer(WholeCheckpoints):
@@ -42,6 +56,7 @@ class RosettaTrainer(WholeCheckpoints):
       left, and on known GPUs the share of their peak that is used ([`training_flops`]);
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
+    - says from where a run goes on and what was changed, which takes effect, or is refused where it cannot;
     - evaluates with the same noise each time, and reports each loss on its own as well.
 
     Args:
@@ -49,6 +64,9 @@ class RosettaTrainer(WholeCheckpoints):
         vae (`AutoencoderKLFlux2`, *optional*): makes the latents of batches that bring pixels in their place. It is
             frozen, and no part of the model.
         kwargs: As for [`~transformers.Trainer`], without `compute_metrics` and `compute_loss_func`.
+
+    Attributes:
+        facts (`dict`): what a script knows of the run besides, by name, as JSON: compared when the run goes on.
 
     Raises:
         ValueError: if `args` is of another class, for the arguments left out, and under `torch.nn.DataParallel`.
@@ -67,6 +85,8 @@ class RosettaTrainer(WholeCheckpoints):
                 f"`args.n_gpu` must be at most 1, got {args.n_gpu}: images cannot be scattered by "
                 "`torch.nn.DataParallel`. Start one process a GPU with `accelerate launch`."
             )
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns of it
         super().__init__(model, args, **kwargs)
         self._check_sharding()
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
@@ -76,6 +96,11 @@ class RosettaTrainer(WholeCheckpoints):
         self._stream_loader = None
         if isinstance(self.train_dataset, RosettaDataStream):
             args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
+            self.add_callback(EpochOfStream())
+        self.facts, self.run = {}, None
+        self._stop = StopAtStepEnd(self) if args.enable_jit_checkpoint else None
+        if self._stop is not None:
+            self.add_callback(self._stop)
         self._guard = NonfiniteGuard(args.max_nonfinite_steps, args.device)
         self._average = None if args.ema_decay is None else WeightAverage(args.ema_decay)
         if self._average is not None:
@@ -122,16 +147,42 @@ class RosettaTrainer(WholeCheckpoints):
         )
         return self._stream_loader
 
-    def train(self, *args, **kwargs):
-        """As transformers', and in the end saves the averages as `output_dir/ema`."""
-        output = super().train(*args, **kwargs)
-        if self._average is not None:
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before
+        that (`enable_jit_checkpoint`).
+
+        Raises:
+            ValueError: before any work, if there is no such checkpoint, if something was changed that cannot be, or if
+                what is trained is not what is saved.
+        """
+        check_adapters_hold_what_is_trained(self.model)
+        checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        facts = {**model_facts(self.model), **training_facts(self.args), **self.facts}
+        self.run = RunDescription(facts, recorded_arguments(self.args))
+        if checkpoint is not None:
+            said = self.run.go_on(checkpoint)
+            if self.is_world_process_zero():
+                print("\n".join(said), flush=True)
+        output = super().train(checkpoint, *args, **kwargs)
+        if self._average is not None and not self.was_stopped:
             averages = self._average.full_tensors(self.is_world_process_zero())
             model = unsharded_model(self.accelerator, self.model_wrapped)
             if model is not None:
                 self.save_whole_model("ema", model, self._average.averaged_state_dict(model, averages))
             self.accelerator.wait_for_everyone()
         return output
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether SIGTERM ended the run before its last step."""
+        return self._stop is not None and self._stop.has_stopped
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """As transformers'; remembers the hyperparameters, before those of a checkpoint take their place."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        optimizer = self._plain_optimizer if optimizer is None else optimizer
+        self._asked = hyperparameters(optimizer) if self._created_lr_scheduler else None
+        return scheduler
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         with routers_in_fp32(self.accelerator, self.model):
@@ -143,6 +194,10 @@ class RosettaTrainer(WholeCheckpoints):
             self._average.start(self.model, resume_from_checkpoint)
         if self._stream_loader is not None and resume_from_checkpoint is not None:
             self._stream_loader.load(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            self.state.compute_steps(self.args, max_steps)  # how often to log and save, as the arguments say
+            if self._asked is not None and isinstance(self.lr_scheduler, LambdaLR):
+                take_up(self._plain_optimizer, self.lr_scheduler, self._asked)
         if self.args.optimizer_state_from is not None and resume_from_checkpoint is None:
             carry_over_optimizer_state(self._plain_optimizer, self.args.optimizer_state_from)
         peak = peak_flops(self.args.device)
@@ -178,7 +233,7 @@ class RosettaTrainer(WholeCheckpoints):
 
     @property
     def checkpoint_parts(self):
-        return [part for part in (self._guard, self._average, self._stream_loader) if part is not None]
+        return [part for part in (self._guard, self._average, self._stream_loader, self.run) if part is not None]
 
     def _save_checkpoint(self, model, trial):
         self._guard.read()  # a run that is lost saves no more
@@ -335,6 +390,12 @@ class RosettaTrainer(WholeCheckpoints):
         )
 
     def _check_sharding(self):
+        if self.is_deepspeed_enabled:
+            raise ValueError("DeepSpeed was asked for, but models are sharded by FSDP2 only.")
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        for name in ("tp_size", "cp_size", "sp_size"):
+            if (size := getattr(parallelism, name, 1)) > 1:
+                raise ValueError(f"`parallelism_config`: `{name}` must be 1, got {size}: only data are parallel here.")
         if self.is_fsdp_enabled:
             if (version := self.accelerator.state.fsdp_plugin.fsdp_version) != 2:
                 raise ValueError(f"`fsdp_version` must be 2, got {version}.")

@@ -124,6 +124,8 @@ class RosettaTrainingArguments(TrainingArguments):
                 f"`label_smoothing_factor` must be 0, the model computes its own losses; "
                 f"got {self.label_smoothing_factor}."
             )
+        if self.deepspeed is not None:
+            raise ValueError(f"`deepspeed` must be None, got {self.deepspeed!r}: models are sharded by FSDP2.")
         if self.push_to_hub:
             raise ValueError(
                 "`push_to_hub` must be False: checkpoints are no releases. Set `hub_model_id` and call "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from run_stages import STAGES
 
 from examples.pretrain import main
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
+from trainer import RosettaTrainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,70 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(here):
     assert [line["step"] for line in _record(here / "model")[0]["log"]] == [1, 2, 3, 4]
     assert all(torch.equal(weight, expected[name]) for name, weight in _weights(here / "model").items())
     assert len(_record(here / "model")) == 1
+
+
+def test_a_run_that_goes_on_says_so_and_what_was_changed(here, capfd):
+    arguments = [_recipe("1_lm"), *SHORT.split(), "--use_cpu=true", "--max_steps=4"]
+    main(arguments)
+    recorded = _record(here / "model")[0]
+    assert recorded["hyperparameters"]["packed"] is True and recorded["hyperparameters"]["max_length"] == 128
+    capfd.readouterr()
+    main([*arguments, "--max_steps=6", "--learning_rate=1e-5"])
+    out, err = capfd.readouterr()
+    assert "The run goes on from outputs/miniature/rosetta/1_lm/checkpoint-4, after step 4." in out
+    assert "From now on `learning_rate` is 1e-05, it was 0.001." in out
+    assert not any(wrong in err for wrong in ("missing keys", "Unrecognized keys", "pin_memory"))
+    recorded = _record(here / "model")[0]
+    assert recorded["hyperparameters"]["learning_rate"] == "0.001, after step 4 1e-05"
+    assert [log["learning_rate_base"] for log in recorded["log"]][-2:] == [1e-5, 1e-5]
+    weights = _weights(here / "model")
+
+    for refused, message in (
+        ("--architecture=moe", "`architecture` must be what it was when the run was started, 'rosetta', got 'moe'"),
+        ("--model=outputs/miniature/inputs/vision_tower", "`model` must be what it was"),
+        ("--max_length=64", "`max_length` must be what it was"),
+        ("--seed=5", "`seed` must be what it was"),
+        ("--global_batch_size=4", "`rows of a step` must be what it was"),
+        ("--train=projectors", "`train` must be what it was"),
+        ("--max_steps=4", "`max_steps` must be at least 6"),
+        ("--resume_from_checkpoint=nowhere", "`resume_from_checkpoint`: 'nowhere' is no checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*arguments, "--max_steps=6", f"--output_dir={here}", refused])
+
+    # Taken back, and changed at once: nothing is lost, and without the flag it goes on from there.
+    back = f"--resume_from_checkpoint={here}/checkpoint-4"
+    main([*arguments, "--max_steps=6", "--learning_rate=1e-5", back])
+    assert "is taken back to" in capfd.readouterr().out
+    assert {path.name for path in (here / "rolled_back_1").iterdir()} == {"checkpoint-6", "model"}
+    assert all(torch.equal(weight, weights[name]) for name, weight in _weights(here / "model").items())
+
+
+@pytest.mark.parametrize("how", ["keyboard", "SIGTERM"])
+def test_an_interruption_says_in_a_sentence_how_to_go_on(how, here, monkeypatch, capfd):
+    arguments = [_recipe("1_lm"), *SHORT.split(), "--use_cpu=true", "--max_steps=4", "--enable_jit_checkpoint=true"]
+    step = RosettaTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            if how == "keyboard":
+                raise KeyboardInterrupt
+            self._stop.jit_manager.is_checkpoint_requested = True
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(RosettaTrainer, "training_step", interrupted)
+        main(arguments)
+    last = "checkpoint-2" if how == "keyboard" else "checkpoint-3"
+    said = capfd.readouterr().err
+    assert f"The same command goes on from outputs/miniature/rosetta/1_lm/{last}." in said and "Traceback" not in said
+    assert exit.value.code == (130 if how == "keyboard" else 143)
+    assert not (here / "model").exists()
+    main(arguments)
+    resumed = _weights(here / "model")
+    shutil.rmtree(here)
+    main(arguments)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in _weights(here / "model").items())
 
 
 @pytest.mark.parametrize(

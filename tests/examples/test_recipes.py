@@ -135,6 +135,9 @@ def test_errors_on_the_command_line(recipe, capsys):
         read_recipe(["--max_steps", "3"])
     with pytest.raises(ValueError, match="Unknown argument '--max_step=3'; the nearest known one is '--max_steps'"):
         read_recipe([recipe(), "--max_step=3"])
+    for section in ("--data=x", "--data", "--baselines={}", "--extends=x"):
+        with pytest.raises(ValueError, match="cannot be given on the command line: write a recipe that `extends`"):
+            read_recipe([recipe(), section])
     for wrong in ("--architecture=mixture", "--learning_rate=fast"):
         with pytest.raises(SystemExit):
             read_recipe([recipe(), wrong])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoProcessor, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from hub_upload.__main__ import main
 from hub_upload.checkpoint_upcycling import upcycle_checkpoint
@@ -79,3 +79,35 @@ def test_what_cannot_be_upcycled_is_refused_and_leaves_nothing(dense, tmp_path, 
     assert main(["upcycle", str(tmp_path / "dense"), str(target)]) == 1
     assert "damaged" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def _without_a_tokenizer(folder):
+    for file in folder.iterdir():
+        if "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja"):
+            file.unlink()
+
+
+def test_a_dense_model_without_a_tokenizer_is_refused(dense, tmp_path, capsys):
+    """transformers makes an empty one, which turns every text into nothing."""
+    _without_a_tokenizer(tmp_path / "dense")
+    assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "new")]) == 1
+    assert "`source`: " in (error := capsys.readouterr().err) and "has no tokenizer" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding_has_is_refused(dense, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="`source`: .* has a tokenizer of .* rows in its embedding"):
+        upcycle_checkpoint(tmp_path / "dense", tmp_path / "new")
+
+
+def test_its_processor_has_all_special_tokens(dense, tmp_path):
+    upcycle_checkpoint(tmp_path / "dense", tmp_path / "new")
+    processor = AutoProcessor.from_pretrained(tmp_path / "new", trust_remote_code=True)
+    config = RosettaForCausalLMAndImageGeneration.from_pretrained(tmp_path / "new").config
+    assert processor.embeds_from == ["input_ids"] and len(processor.tokenizer) <= config.vocab_size
+    assert set(processor.special_tokens()) <= processor.tokenizer.get_vocab().keys()
+    assert config.image_token_id == processor.image_token_id
+    assert len(processor.training_sample("some words")["input_ids"]) > 2

@@ -24,6 +24,7 @@ def test_defaults_are_the_authors(tmp_path):
         ("logit_std", 0.0),
         ("optim", "adafactor"),
         ("label_smoothing_factor", 0.1),
+        ("deepspeed", "zero3.json"),
     ],
 )
 def test_bad_values_are_named(name, value, tmp_path):

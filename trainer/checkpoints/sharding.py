@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import PreTrainedModel
+
+from .adapters import has_adapters
 
 
 @contextmanager
@@ -72,16 +75,38 @@ def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedMod
     state_dict = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return None
-    adapters = getattr(unwrapped, "peft_config", {})
-    own = {name.replace(".base_layer", ""): weight for name, weight in state_dict.items() if ".lora_" not in name}
-    model_class: Any = next(parent for parent in type(unwrapped).__mro__ if not issubclass(parent, FSDPModule))
-    whole = model_class.from_pretrained(None, config=unwrapped.config, state_dict=own, dtype=unwrapped.dtype)
-    whole.name_or_path = unwrapped.name_or_path
-    for name, adapter in adapters.items():
-        whole.add_adapter(adapter, name)
-    if adapters:
-        whole.load_state_dict(state_dict)
+    bare = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
+    names = ((name, _name_without_adapters(name)) for name in state_dict)
+    own = {plain: state_dict[name] for name, plain in names if plain is not None}
+    model_class = _unsharded_class(bare)
+    whole = model_class.from_pretrained(None, config=bare.config, state_dict=own, dtype=bare.dtype)
+    whole.name_or_path = bare.name_or_path
+    if not has_adapters(unwrapped):
+        return whole
+    adapters = list(unwrapped.peft_config.items())
+    if isinstance(unwrapped, PeftModel):
+        (first, config), *others = adapters
+        whole = _unsharded_class(unwrapped)(whole, config, first)
+        for name, config in others:
+            whole.add_adapter(name, config)
+        whole.set_adapter(unwrapped.active_adapter)
+    else:
+        for name, config in adapters:
+            whole.add_adapter(config, name)
+        whole.set_adapter(unwrapped.active_adapters())
+    whole.load_state_dict(state_dict)
     return whole
+
+
+def _unsharded_class(model: nn.Module) -> Any:
+    return next(parent for parent in type(model).__mro__ if not issubclass(parent, FSDPModule))
+
+
+def _name_without_adapters(name: str) -> str | None:
+    """The name that a weight of the base model has without adapters; `None` if it is an adapter's."""
+    if ".lora_" in name or ".modules_to_save." in name:
+        return None
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
 
 
 __all__ = ["routers_in_fp32", "run_idle_parts", "unsharded_model"]

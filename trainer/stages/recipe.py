@@ -18,6 +18,7 @@ from .starting_point import ARCHITECTURES
 
 SECTIONS = ("data", "baselines")  # of a recipe, besides its arguments
 TRAINS = ("backbone", "projectors")
+WHICH_DATA = ("task", "path", "name", "data_files", "split", "streaming")  # of a source, and not how it is read
 
 
 @dataclass
@@ -126,6 +127,11 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
         return_remaining_strings=True,
         look_for_args_file=False,
     )
+    if unknown and (section := unknown[0].lstrip("-").split("=")[0]) in (*SECTIONS, "extends"):
+        raise ValueError(
+            f"`{section}` cannot be given on the command line: write a recipe that `extends` {path} and has another "
+            f"`{section}`."
+        )
     if unknown:
         raise ValueError(f"Unknown argument '{unknown[0]}'{_nearest(unknown[0].lstrip('-'), known, '--')}")
     if not sources:
@@ -134,6 +140,16 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
         raise ValueError(f"{path}: `max_steps` must be at least 1, got {training.max_steps}: the data never end.")
     training.gradient_accumulation_steps = accumulation_steps(stage, training)
     return stage, sources, training
+
+
+def stage_facts(stage: StageArguments, sources: list[DataSource]) -> dict:
+    """What a stage is and reads, by name, to be compared when its run goes on."""
+    facts = {name: value for name, value in dataclasses.asdict(stage).items() if name != "global_batch_size"}
+    facts["sources"] = [{name: getattr(source, name) for name in WHICH_DATA} for source in sources]
+    for number, source in enumerate(sources, start=1):
+        others = {name: value for name, value in dataclasses.asdict(source).items() if name not in WHICH_DATA}
+        facts |= {f"{name} of source {number}": value for name, value in others.items()}
+    return facts
 
 
 def accumulation_steps(stage: StageArguments, training: RosettaTrainingArguments) -> int:
@@ -201,4 +217,4 @@ def _nearest(name: str, known: set[str], prefix: str = "") -> str:
     return f"; the nearest known one is '{prefix}{nearest[0]}'."
 
 
-__all__ = ["StageArguments", "accumulation_steps", "read_recipe"]
+__all__ = ["StageArguments", "accumulation_steps", "read_recipe", "stage_facts"]

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from modeling_rosetta import RosettaPipeline
 from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory
 
+from ..checkpoints.adapters import has_adapters
 from ..checkpoints.sharding import unsharded_model
 from .training_record import load_training_record, save_training_record, training_record
 
@@ -29,7 +30,15 @@ def save_repository_of(
         folder (`str` or `os.PathLike`): is written whole or not at all.
         vae ([`~diffusers.AutoencoderKLFlux2`], *optional*): makes it a pipeline.
         stage, data (`str`, *optional*): as for [`training_record`].
+
+    Raises:
+        ValueError: before anything is saved, if the model has adapters.
     """
+    if has_adapters(trainer.model):
+        raise ValueError(
+            "`trainer.model` has adapters, and a repository has whole weights. Save them on their own with "
+            "`trainer.save_model()`, or train a model that they were merged into."
+        )
     model = unsharded_model(trainer.accelerator, trainer.model_wrapped)
     if model is not None:
         stages = load_training_record(model.name_or_path) if model.name_or_path else []

@@ -19,6 +19,12 @@ from modeling_rosetta import (
     text_config_from_dense,
     upcycle,
 )
+from modeling_rosetta.text_processor_rosetta import (
+    check_tokenizer,
+    load_dense_tokenizer,
+    text_processor,
+    token_fields,
+)
 
 from .repository import write_repository
 from .training_record import load_training_record, save_training_record
@@ -36,21 +42,22 @@ TOKEN_TYPES_OF_TASK = {"lm": ("text",), "mmu": ("text", "vit"), "t2i": ("text", 
 def missing_token_types(stage, tasks: set[str]) -> list[str]:
     """
     The token types that the tasks need and `stage.model` lacks; a dense model lacks `"text"` as well, for which it is
-    upcycled. Reads configurations only.
+    upcycled. Reads configurations and the tokenizer only.
 
     Args:
         stage ([`StageArguments`])
         tasks (`set[str]`): among `"lm"`, `"mmu"` and `"t2i"`.
 
     Raises:
-        ValueError: if the model is neither a dense Qwen3 nor a Rosetta, is of another architecture, or what a missing
-            type is made of is missing too.
-        OSError: if there is no such model, vision tower or VAE.
+        ValueError: if the model is neither a dense Qwen3 nor a Rosetta, is of another architecture, has no tokenizer
+            that reads words, or what a missing type is made of is missing too.
+        OSError: if there is no such model, processor, vision tower or VAE.
     """
     fields = _configuration("model", stage.model)
     kind = fields.get("model_type")
     if kind not in ("qwen3", "rosetta"):
         raise ValueError(f"`model` must be a dense Qwen3 or a Rosetta, '{stage.model}' is of type '{kind}'.")
+    _check_words(stage.model, kind, fields["vocab_size"])
     target = {token_type["name"]: token_type for token_type in ARCHITECTURES[stage.architecture]().token_types}
     present = {token_type["name"]: token_type for token_type in fields.get("token_types", [])}
     for name in present.keys() & target.keys():
@@ -93,7 +100,7 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
     """
     target = ARCHITECTURES[stage.architecture]()
     if "text" in missing:
-        processor = _text_processor(AutoTokenizer.from_pretrained(stage.model))
+        processor = text_processor(AutoTokenizer.from_pretrained(stage.model))
         model = upcycle(stage.model, _text_config(stage, target, processor), torch.float32)
     else:
         processor = RosettaProcessor.from_pretrained(stage.model, trust_remote_code=True)
@@ -134,12 +141,22 @@ def _configuration(argument: str, name_or_path: str, subfolder: str = "") -> dic
     return json.loads(Path(file).read_text())
 
 
-def _text_processor(tokenizer) -> RosettaProcessor:
-    """With the special tokens of all stages, and until a ViT comes with its own the image processor of Qwen3-VL."""
-    tokens = [token for token in RosettaProcessor.special_tokens() if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens(tokens, special_tokens=True)
-    image_processor = Qwen2VLImageProcessorPil(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return RosettaProcessor(image_processor, tokenizer, embeds_from=["input_ids"])
+def _check_words(model: str, kind: str, vocab_size: int):
+    try:
+        if kind == "qwen3":
+            load_dense_tokenizer(model, vocab_size)
+        else:
+            check_tokenizer(_processor(model).tokenizer, vocab_size, model)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"`model`: {error}") from error
+
+
+def _processor(model: str) -> RosettaProcessor:
+    try:
+        return RosettaProcessor.from_pretrained(model, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"'{model}' has no processor with a tokenizer that can be read. {reason}") from error
 
 
 def _text_config(stage, target: RosettaConfig, processor: RosettaProcessor) -> RosettaConfig:
@@ -149,10 +166,7 @@ def _text_config(stage, target: RosettaConfig, processor: RosettaProcessor) -> R
         token_types=[text],
         expert_pools={text["expert_pool"]: target.expert_pools[text["expert_pool"]]},
         vocab_size=stage.vocab_size or max(dense.vocab_size, len(processor.tokenizer)),
-        image_token_id=processor.image_token_id,
-        vision_start_token_id=processor.vision_start_token_id,
-        vision_end_token_id=processor.vision_end_token_id,
-        eos_token_id=[processor.turn_end_token_id, processor.tokenizer.eos_token_id],
+        **token_fields(processor),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file
 
+from ..data import RosettaDataStream
 from ..data.collator import RosettaDataCollator
 
 
@@ -57,16 +58,19 @@ def training_record(
             last evaluation, if there was one.
 
     Returns:
-        `dict`: `stage`, `data`, `steps` and `epochs` that were trained, `hyperparameters` (of the arguments, and the
-        collator's `max_length` and `packed`), `trained_parameters`, `processes`, `device`, `versions` of the
-        libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`, evenly chosen, the last
-        among them.
+        `dict`: `stage`, `data`, `steps` and `epochs` that were trained (`None` of a stream, which mixes sources of
+        different lengths), `hyperparameters` (the arguments that these steps were trained with, in words where they
+        were changed on the way, and `max_length` and `packed` of the rows), `trained_parameters`, `processes`,
+        `device`, `versions` of the libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`,
+        evenly chosen, the last among them.
     """
-    arguments = trainer.args.to_dict()
-    hyperparameters = {name: arguments[name] for name in HYPERPARAMETERS if arguments[name] is not None}
-    if isinstance(trainer.data_collator, RosettaDataCollator):
-        hyperparameters["max_length"] = trainer.data_collator.max_length
-        hyperparameters["packed"] = trainer.data_collator.packed
+    steps = trainer.state.global_step
+    arguments = recorded_arguments(trainer.args) if trainer.run is None else trainer.run.arguments_at(steps)
+    hyperparameters = {name: value for name, value in arguments.items() if value is not None}
+    is_stream = isinstance(trainer.train_dataset, RosettaDataStream)
+    if is_stream or isinstance(trainer.data_collator, RosettaDataCollator):
+        hyperparameters["max_length"] = (trainer.train_dataset if is_stream else trainer.data_collator).max_length
+        hyperparameters["packed"] = is_stream or trainer.data_collator.packed
     history = trainer.state.log_history
     if results is None:
         evaluations = [log for log in history if "eval_loss" in log]
@@ -79,8 +83,8 @@ def training_record(
     return {
         "stage": stage or trainer.args.run_name,
         "data": data,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        "steps": steps,
+        "epochs": None if is_stream else trainer.state.epoch,
         "hyperparameters": hyperparameters,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "processes": trainer.args.world_size,
@@ -89,6 +93,12 @@ def training_record(
         "results": results,
         "log": _thinned([log for log in history if "loss" in log]),
     }
+
+
+def recorded_arguments(args) -> dict:
+    """The [`HYPERPARAMETERS`] of [`RosettaTrainingArguments`]."""
+    arguments = args.to_dict()
+    return {name: arguments[name] for name in HYPERPARAMETERS}
 
 
 def save_training_record(folder: str | os.PathLike, stages: list[dict], command: str | None = None):
@@ -127,4 +137,4 @@ def _thinned(logs: list[dict]) -> list[dict]:
     ]
 
 
-__all__ = ["load_training_record", "save_training_record", "training_record"]
+__all__ = ["load_training_record", "recorded_arguments", "save_training_record", "training_record"]

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there at all, wherever saving is cut off."""
 
 import builtins
+import json
 import os
 import shutil
 from pathlib import Path
@@ -169,3 +170,79 @@ def test_a_run_is_resumed_from_the_last_complete_checkpoint(tiny_model, records,
     assert not (tmp_path / folders.SAVING).exists()
     with pytest.raises(ValueError, match="No valid checkpoint"):
         trainer_of(tiny_model(), records(4), output_dir=tmp_path / "none").train(resume_from_checkpoint=True)
+
+
+def _checkpoint(folder: Path, step: int):
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "scheduler.pt").touch()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """What a run has left, with two folders of the user's own."""
+    for step in (10, 20, 30):
+        _checkpoint(tmp_path / "run" / f"checkpoint-{step}", step)
+    for name in ("ema", "model", "checkpoint-best-so-far", "checkpoint-20-mine"):
+        (tmp_path / "run" / name).mkdir()
+    return tmp_path / "run"
+
+
+def test_only_numbered_checkpoints_are_deleted(finished):
+    folders.rotate_checkpoints(finished, limit=1, keep=["checkpoint-30"])
+    left = {path.name for path in finished.iterdir()}
+    assert left == {"checkpoint-30", "ema", "model", "checkpoint-best-so-far", "checkpoint-20-mine"}
+
+
+def test_nothing_of_the_users_is_cleared_away(finished):
+    for place in (folders.SAVING, folders.REPLACED, folders.DELETING):
+        _checkpoint(finished / place / "checkpoint-30", 30)
+        (finished / place / "mine").mkdir()
+    folders.remove_unfinished(finished)
+    for place in (folders.SAVING, folders.REPLACED, folders.DELETING):
+        assert [path.name for path in (finished / place).iterdir()] == ["mine"]
+
+
+def test_a_checkpoint_that_is_not_whole_is_none(finished):
+    (finished / "checkpoint-40").mkdir()
+    (finished / "checkpoint-40" / "checkpoint-is-incomplete.txt").touch()
+    assert last_complete_checkpoint(finished) == str(finished / "checkpoint-30")
+
+
+def test_where_a_run_goes_on(finished, tmp_path):
+    new, last = tmp_path / "new", str(finished / "checkpoint-30")
+    assert folders.checkpoint_to_resume(new) is None
+    assert folders.checkpoint_to_resume(finished) == last
+    assert folders.checkpoint_to_resume(finished, "true") == folders.checkpoint_to_resume(finished, True) == last
+    earlier = str(finished / "checkpoint-20")
+    assert folders.checkpoint_to_resume(finished, f"{earlier}/") == earlier
+    assert folders.checkpoint_to_resume(new, earlier) == earlier  # another run that begins with this one's state
+    assert folders.checkpoint_to_resume(new, "false") is None
+
+
+@pytest.mark.parametrize(
+    ("run", "asked", "message"),
+    [
+        ("new", "true", "there is no checkpoint in '.*new'"),
+        ("run", "false", "'.*checkpoint-30' would be overwritten"),
+        ("run", "run/checkpoint-25", "'.*checkpoint-25' is no checkpoint to go on from"),
+        ("run", "run/model", "'.*model' is no checkpoint to go on from, it has no trainer_state.json"),
+        ("other", "run/checkpoint-20", "is of another run than '.*other/checkpoint-5', which would be overwritten"),
+    ],
+)
+def test_where_a_run_cannot_go_on(run, asked, message, finished, tmp_path):
+    _checkpoint(tmp_path / "other" / "checkpoint-5", 5)
+    asked = str(tmp_path / asked) if "/" in asked else asked
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint`.*{message}"):
+        folders.checkpoint_to_resume(tmp_path / run, asked)
+
+
+def test_what_came_after_is_set_aside(finished):
+    assert folders.set_aside(finished, finished / "checkpoint-30") is None
+    aside = folders.set_aside(finished, finished / "checkpoint-10")
+    assert {path.name for path in aside.iterdir()} == {"checkpoint-20", "checkpoint-30", "ema", "model"}
+    assert last_complete_checkpoint(finished) == str(finished / "checkpoint-10")
+    assert (finished / "checkpoint-best-so-far").is_dir()
+    _checkpoint(finished / "checkpoint-20", 20)
+    assert folders.set_aside(finished, finished / "checkpoint-10") != aside
+    assert folders.checkpoint_to_resume(finished, aside / "checkpoint-30") == str(aside / "checkpoint-30")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from ranks import forget_accelerator, run_on_ranks
 from safetensors.torch import load_file
 from tiny_training import record, tiny_model, tiny_trainer, training_logs
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
 from trainer import last_complete_checkpoint
 from trainer.checkpoints.folders import SAVING
+from trainer.stages.lora import lora_config
 
 
 KINDS = ("SHARDED_STATE_DICT", "FULL_STATE_DICT")
@@ -78,10 +80,53 @@ def _carry_over(folder):
             torch.save(start.carried, folder / f"{kind} from {source}.pt")
 
 
+def _adapted(base, wrapped: bool):
+    model = RosettaForCausalLMAndImageGeneration.from_pretrained(base)
+    torch.manual_seed(0)
+    head = {"modules_to_save": ["conv_out"]} if wrapped else {}
+    config = lora_config(model.config, ["attention", "pools"], r=2, **head)
+    if wrapped:
+        return get_peft_model(model, config)
+    model.add_adapter(config)
+    return model
+
+
+def _adapters_and_the_best(folder):
+    """In each format: adapters, of which the first checkpoint is the "best", then the same again from there."""
+    for kind, wrapped in zip(KINDS, (False, True), strict=True):
+        results = []
+        for resumed in (False, True):
+            forget_accelerator()
+            trainer = tiny_trainer(
+                _adapted(folder / "base", wrapped),
+                folder / f"adapters {kind}" / str(resumed),
+                [record(index, noisy=True) for index in range(24)],
+                [record(index, noisy=True) for index in range(8)],
+                max_steps=3,
+                save_strategy="steps",
+                save_steps=1,
+                eval_strategy="steps",
+                eval_steps=1,
+                load_best_model_at_end=True,
+                greater_is_better=True,
+                save_total_limit=2,
+                fsdp=True,
+                fsdp_config={"state_dict_type": kind},
+            )
+            first = folder / f"adapters {kind}" / "False" / "checkpoint-1"
+            trainer.train(resume_from_checkpoint=str(first) if resumed else None)
+            losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+            results.append((losses, trainer.evaluate()["eval_loss"], trainer.state.best_model_checkpoint))
+            trainer.save_model(str(folder / f"adapters {kind}" / "saved"))
+        if trainer.is_world_process_zero():
+            torch.save(results, folder / f"adapters {kind}.pt")
+
+
 def _train_on_both_ranks(folder):
     _skip_on_one_rank(folder)
     _save_and_resume(folder)
     _carry_over(folder)
+    _adapters_and_the_best(folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +134,21 @@ def outputs(tmp_path_factory):
     """Where the runs of two ranks, and one of a single process with the same batches, left their files."""
     folder = tmp_path_factory.mktemp("sharded")
     _trainer(folder / "one process", None, per_device_train_batch_size=8).train()
+    tiny_model().save_pretrained(folder / "base")
     run_on_ranks(_train_on_both_ranks, 2, folder)
     return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_resumed_and_the_best_ones_are_kept_and_loaded(kind, outputs):
+    (losses, in_the_end, best), resumed = torch.load(outputs / f"adapters {kind}.pt")
+    first = outputs / f"adapters {kind}" / "False" / "checkpoint-1"
+    assert best == str(first) and max(losses) == losses[0]
+    assert in_the_end == pytest.approx(losses[0], abs=1e-6)
+    assert resumed[0] == pytest.approx(losses, abs=1e-6) and resumed[1] == pytest.approx(losses[0], abs=1e-6)
+    assert {path.name for path in first.parent.iterdir()} == {"checkpoint-1", "checkpoint-3"}
+    base = RosettaForCausalLMAndImageGeneration.from_pretrained(outputs / "base")
+    PeftModel.from_pretrained(base, outputs / f"adapters {kind}" / "saved")
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS[:1]])

@@ -1,5 +1,6 @@
 """What a stage starts from: nothing is lost when a model is upcycled and token types are mounted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from hub_upload.__main__ import main as hub_upload
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, RosettaProcessor
 from tests.modeling_rosetta.tiny_pipeline import tiny_vae
 from trainer.stages.recipe import StageArguments
@@ -148,3 +150,52 @@ def test_it_loads_with_auto_classes(reads):
     assert AutoModelForCausalLM.from_pretrained(reads, trust_remote_code=True).config.pools == ["text"]
     assert AutoProcessor.from_pretrained(reads, trust_remote_code=True).embeds_from == ["input_ids"]
     assert not (Path(reads) / "model_index.json").exists()  # it does not draw
+
+
+@pytest.fixture
+def copied(parts, tmp_path):
+    """A copy of the dense model, and of a Rosetta made of it."""
+    shutil.copytree(parts / "dense", tmp_path / "dense")
+    write_starting_point(tmp_path / "rosetta", _stage(parts), ["text"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["dense", "rosetta"])
+def test_a_model_without_a_tokenizer_is_refused_before_any_work(name, copied, parts):
+    """transformers makes an empty one, which turns every text into nothing."""
+    for file in (copied / name).iterdir():
+        if "token" in file.name or file.name in ("vocab.json", "merges.txt"):
+            file.unlink()
+    with pytest.raises((OSError, ValueError), match=f"`model`: .*{name}"):
+        missing_token_types(_stage(parts, model=str(copied / name)), {"lm"})
+
+
+@pytest.mark.parametrize("name", ["dense", "rosetta"])
+def test_a_tokenizer_that_does_not_fit_is_refused_before_any_work(name, copied, parts):
+    tokenizer = AutoTokenizer.from_pretrained(copied / name)
+    tokenizer.add_tokens([f"more {number}" for number in range(50)])
+    tokenizer.save_pretrained(copied / name)
+    with pytest.raises(ValueError, match="`model`: .* rows in its embedding"):
+        missing_token_types(_stage(parts, model=str(copied / name)), {"lm"})
+
+
+def test_a_rosetta_without_a_processor_is_refused_before_any_work(copied, parts):
+    (copied / "rosetta" / "processor_config.json").unlink()
+    with pytest.raises((OSError, ValueError), match="`model`: .*"):
+        missing_token_types(_stage(parts, model=str(copied / "rosetta")), {"lm"})
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_what_hub_upload_upcycles_is_a_start(architecture, parts, tmp_path):
+    upcycled, target = tmp_path / "upcycled", ARCHITECTURES[architecture]().token_types[0]
+    assert hub_upload(["upcycle", str(parts / "dense"), str(upcycled), "--architecture", architecture]) == 0
+    stage = _stage(parts, model=str(upcycled), architecture=architecture)
+    assert missing_token_types(stage, {"lm"}) == []
+    assert missing_token_types(stage, {"lm", "mmu"}) == ["vit"]
+    write_starting_point(tmp_path / "start", stage, ["vit"])
+    direct = tmp_path / "direct"
+    write_starting_point(direct, _stage(parts, architecture=architecture), ["text"])
+    one, other = (RosettaForCausalLMAndImageGeneration.from_pretrained(path) for path in (upcycled, direct))
+    assert one.config.token_types == [target] and one.config.eos_token_id == other.config.eos_token_id
+    assert torch.equal(one.lm_head.weight.float(), other.lm_head.weight)
+    assert (upcycled / "tokenizer.json").read_bytes() == (direct / "tokenizer.json").read_bytes()
