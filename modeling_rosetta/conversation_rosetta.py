@@ -1,11 +1,17 @@
 """A conversation: what its messages may hold, the text they become, and the turns in that text."""
 
+import reprlib
 from itertools import pairwise
 from typing import NamedTuple
+
+from .plain_text_rosetta import PlainText
 
 
 # What a message of each role may hold.
 CONTENT_TYPES = {"system": ("text",), "user": ("text", "image"), "assistant": ("text", "latents")}
+IMAGE_KEYS = ("image", "url", "path", "base64")
+# What a message may say beside its content; a template that does not read it would drop it.
+OTHER_KEYS = ("tool_calls", "function_call", "audio")
 
 # What is not text stands between the vision marks. Images to understand stand before their turn, and a response ends
 # without a line break, as the authors train.
@@ -16,16 +22,24 @@ CHAT_TEMPLATE = """\
         {{- "<|vision_start|><|image_pad|><|vision_end|>" -}}
     {%- endfor -%}
     {{- "<|im_start|>" + message.role + "\\n" -}}
-    {%- for item in content -%}
-        {%- if item.type == "text" -%}
-            {{- item.text -}}
-        {%- elif item.type == "latents" -%}
-            {{- "<|vision_start|><|vision_pad|><|vision_end|>" -}}
-        {%- elif item.type != "image" -%}
-            {{- "<|vision_start|><|" + item.type + "|><|vision_end|>" -}}
-        {%- endif -%}
-    {%- endfor -%}
-    {{- "<|im_end|>" + ("" if message.role == "assistant" else "\\n") -}}
+    {%- set body -%}
+        {%- for item in content -%}
+            {%- if item.type == "text" -%}
+                {{- item.text -}}
+            {%- elif item.type == "latents" -%}
+                {{- "<|vision_start|><|vision_pad|><|vision_end|>" -}}
+            {%- elif item.type != "image" -%}
+                {{- "<|vision_start|><|" + item.type + "|><|vision_end|>" -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endset -%}
+    {%- if message.role == "assistant" -%}
+        {%- generation -%}
+            {{- body + "<|im_end|>" -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- body + "<|im_end|>\\n" -}}
+    {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- "<|im_start|>assistant\\n" -}}
@@ -67,53 +81,118 @@ def find_turns(row: list[int], turn_start_id: int, turn_end_id: int, headers: di
     return turns
 
 
-def read_conversation(conversation: list[dict], feature_keys: list[str] = ()) -> dict[str, list]:
+def read_conversation(
+    conversation: list[dict], feature_keys: list[str], template: str, plain_text: PlainText, tokenize: bool
+) -> dict[str, list]:
     """
     Checks a conversation and takes it apart.
 
     Args:
         conversation (`list[dict]`)
         feature_keys (`list[str]`): types of further items that a user's or an assistant's message may hold.
+        template (`str`): the chat template that will read the messages.
+        plain_text (`PlainText`): marks what in the messages is text and would be a mark of the layout.
+        tokenize (`bool`): as in [`PlainText.mark`].
 
     Returns:
-        `dict[str, list]`: `messages` for the chat template, and what they hold in order: `images`, `latents`,
-        `latent_sizes` as (height, width), and `features`, a list for each of `feature_keys` that is there.
+        `dict[str, list]`: `messages` for the chat template, and what they hold in order, `None` where it was left
+        out: `images`; `drawings`, a latent or its (height, width); and a list for each of `feature_keys`.
 
     Raises:
-        ValueError: if a role or an item is unknown, or an item stands in a turn of the wrong role.
+        ValueError: if a role or an item is unknown, an item stands in a turn of the wrong role, or a message says
+            what `template` does not read.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
-        raise ValueError(f"`conversation` must be a list of messages, got {conversation!r}.")
-    parts = {"messages": [], "images": [], "latents": [], "latent_sizes": [], "features": {}}
+        raise ValueError(f"`conversation` must be a list of messages, got {reprlib.repr(conversation)}.")
+    parts = {"messages": [], "images": [], "drawings": [], **{key: [] for key in feature_keys}}
     for i, message in enumerate(conversation):
         role = message.get("role") if isinstance(message, dict) else None
-        if role not in CONTENT_TYPES:
+        if not isinstance(role, str) or role not in CONTENT_TYPES:
             raise ValueError(
-                f"`conversation`: `role` of message {i} must be one of {list(CONTENT_TYPES)}, got {role!r}."
+                f"`conversation`: `role` of message {i} must be one of {list(CONTENT_TYPES)}, "
+                f"got {reprlib.repr(role)}."
             )
-        content = message.get("content")
-        content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(content, (list, tuple)):
-            raise ValueError(f"`conversation`: `content` of message {i} must be a string or a list, got {content!r}.")
+        if unread := [key for key in OTHER_KEYS if message.get(key) and key not in template]:
+            raise ValueError(
+                f"`conversation`: message {i} has `{unread[0]}`, which the chat template does not read; "
+                "leave it out or use a template of your own."
+            )
         allowed = [*CONTENT_TYPES[role], *(feature_keys if role != "system" else ())]
-        items = []
-        for item in content:
-            kind = item.get("type") if isinstance(item, dict) else None
-            if kind not in allowed:
-                raise ValueError(f"`conversation`: message {i} of role {role!r} may hold {allowed}, got {kind!r}.")
-            if kind == "text" and not isinstance(item.get("text"), str):
-                raise ValueError(f"`conversation`: `text` of message {i} must be a string, got {item.get('text')!r}.")
-            items.append({key: item[key] for key in ("type", "text") if key in item})
-            if kind == "image":
-                parts["images"] += [item[key] for key in ("image", "url", "path") if key in item]
-            elif kind in feature_keys and kind in item:
-                parts["features"].setdefault(kind, []).append(item[kind])
-            elif "latents" in item:
-                parts["latents"].append(item["latents"])
-            elif "height" in item and "width" in item:
-                parts["latent_sizes"].append((item["height"], item["width"]))
-        parts["messages"].append({"role": role, "content": items})
+        items = [_read_item(item, f"message {i} of role {role!r}", allowed) for item in _content(message, i)]
+        texts = [item["text"] for item in items if item["type"] == "text"]
+        texts = iter(plain_text.mark(texts, f"`conversation`: message {i}", tokenize))
+        for item in items:
+            if item["type"] == "text":
+                item["text"] = next(texts)
+            else:
+                kind = {"image": "images", "latents": "drawings"}.get(item["type"], item["type"])
+                parts[kind].append(item.pop("value"))
+        others = {k: v for k, v in message.items() if k not in ("role", "content") and k in template}
+        others = plain_text.mark_all(others, f"`conversation`: message {i}", tokenize)
+        parts["messages"].append({**others, "role": role, "content": items})
     return parts
 
 
-__all__ = ["CHAT_TEMPLATE", "CONTENT_TYPES", "Turn", "find_turns", "read_conversation"]
+def _content(message: dict, i: int) -> list:
+    """The items of a message. No content is none, as with APIs that send `None` for it."""
+    content = message.get("content", 0)
+    content = [{"type": "text", "text": content or ""}] if content is None or isinstance(content, str) else content
+    if not isinstance(content, (list, tuple)):
+        given = reprlib.repr(content) if "content" in message else "none"
+        raise ValueError(f"`conversation`: `content` of message {i} must be a string or a list, got {given}.")
+    return content
+
+
+def _read_item(item: dict, where: str, allowed: list[str]) -> dict:
+    """Its `type` and, of a text, `text`; else `value`, `None` if it was left out of the item."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "image_url" and "image" in allowed:  # OpenAI's
+        url = item.get("image_url")
+        item, kind = {"url": url.get("url") if isinstance(url, dict) else url}, "image"
+    if not isinstance(kind, str) or kind not in allowed:
+        raise ValueError(f"`conversation`: {where} may hold {allowed}, got {reprlib.repr(kind or item)}.")
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise ValueError(
+                f"`conversation`: `text` of {where} must be a string, got {reprlib.repr(item.get('text'))}."
+            )
+        return {"type": "text", "text": item["text"]}
+    return {"type": kind, "value": _image(item, where) if kind == "image" else _drawing_or_clip(item, kind)}
+
+
+def _image(item: dict, where: str):
+    given = [key for key in IMAGE_KEYS if item.get(key) is not None]
+    if len(given) > 1:
+        raise ValueError(f"`conversation`: an image of {where} must have one of {list(IMAGE_KEYS)}, got {given}.")
+    value = item[given[0]] if given else None
+    if given == ["base64"] and isinstance(value, str) and not value.startswith("data:"):
+        return f"data:image;base64,{value}"
+    return value
+
+
+def _drawing_or_clip(item: dict, kind: str):
+    if item.get(kind) is None and item.get("height") is not None and item.get("width") is not None:
+        return item["height"], item["width"]
+    return item.get(kind)
+
+
+def fill(slots: list, given: list | None, name: str) -> list | None:
+    """
+    What the messages hold, and where they leave it out (`None`) what was given to the call, in order. If they leave
+    all out, what was given as it is.
+
+    Raises:
+        ValueError: if the call was given more or less than the messages leave out.
+    """
+    open_slots = sum(slot is None for slot in slots)
+    if open_slots == len(slots):
+        return given
+    if given is None:
+        return [slot for slot in slots if slot is not None]
+    if len(given) != open_slots:
+        raise ValueError(f"`{name}`: the messages leave out {open_slots}, but {len(given)} were given to the call.")
+    given = iter(given)
+    return [next(given) if slot is None else slot for slot in slots]
+
+
+__all__ = ["CHAT_TEMPLATE", "CONTENT_TYPES", "Turn", "fill", "find_turns", "read_conversation"]

@@ -3,19 +3,30 @@
 import itertools
 import math
 import re
+import reprlib
+from numbers import Integral
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import is_valid_image
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+from transformers.utils import get_json_schema, logging
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
+from .arguments_rosetta import changes_nothing, read_arguments
 from .buckets_rosetta import NUM_RATIOS, inference_buckets, nearest_bucket, training_buckets
-from .conversation_rosetta import CHAT_TEMPLATE, CONTENT_TYPES, Turn, find_turns, read_conversation
+from .conversation_rosetta import CHAT_TEMPLATE, CONTENT_TYPES, Turn, fill, find_turns, read_conversation
+from .images_rosetta import read_image
+from .plain_text_rosetta import END, START, PlainText
 
 
-PAD_VALUES = {"token_type_ids": 0, "attention_mask": 0, "labels": -100}
+logger = logging.get_logger(__name__)
+
+PAD_VALUES = {"labels": -100}  # 0 for others but `input_ids`
+# Template variables that callers set for any model.
+COMMON_VARIABLES = ("enable_thinking", "reasoning_effort")
 
 
 class RosettaProcessor(ProcessorMixin):
@@ -57,6 +68,8 @@ class RosettaProcessor(ProcessorMixin):
         latent_prefix_type=0,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        # Rows to generate from; transformers' pipelines ask the tokenizer. Training rows are padded by the collator.
+        tokenizer.padding_side = "left"
         self.embeds_from = list(embeds_from)
         self.base_size = base_size
         self.latent_patch_size = latent_patch_size
@@ -138,34 +151,36 @@ class RosettaProcessor(ProcessorMixin):
         self,
         images=None,
         text: str | list[str] | None = None,
+        videos=None,
+        audio=None,
         latents: list[torch.Tensor] | None = None,
         latent_sizes: list[tuple[int, int]] | None = None,
-        padding: bool = False,
-        padding_side: str | None = None,
         return_labels: bool = False,
-        return_tensors: str | None = None,
-        images_kwargs: dict | None = None,
-        **features: list[torch.Tensor],
+        sanitize_control_tokens: bool = False,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
-            images: the images to understand in the order of their placeholders: PIL images, arrays, tensors, paths
-                or URLs, as a list or as one list for each text.
-            text (`str` or `list[str]`): the B texts, each with one placeholder for each image.
+            images: the images to understand in the order of their placeholders: PIL images, arrays, tensors, paths,
+                URLs, base64 or bytes (see [`~images_rosetta.read_image`]), as a list or as one list for each text.
+            text (`str` or `list[str]`): the B texts, each with one placeholder for each image. Special tokens in them
+                are marks of the layout, whoever wrote them: for text of users there is
+                [`~RosettaProcessor.apply_chat_template`].
+            videos, audio: not taken; `None` is.
             latents (`list[torch.Tensor]`, *optional*): for images to draw in training, the patchified and normalised
                 latent `(C, h, w)` of each.
             latent_sizes (`list[tuple[int, int]]`, *optional*): for images to draw in inference, (height, width) of
                 each in pixels.
-            padding (`bool`, defaults to `False`): pad the rows to the longest.
-            padding_side (`str`, *optional*): `"left"` or `"right"`; by default the tokenizer's.
             return_labels (`bool`, defaults to `False`): for training: returns `labels` and closes every row with one
                 more `<|im_end|>`. Targets are the responses and their `<|im_end|>`; in place of a response that is
                 drawn, the whole user turn before it; in text without turns, everything. Tokens of an image, its
                 marks and the first token of a row are never targets.
-            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists by default.
-            images_kwargs (`dict`, *optional*): arguments of the image processor.
-            features: for each token type of your own, by what it embeds from, e.g. `audio_features=[...]`: the
-                features `(l, C)` of each clip.
+            sanitize_control_tokens (`bool`, defaults to `False`): as in transformers, for text that is already marked.
+            kwargs: for each token type of your own, by what it embeds from, e.g. `audio_features=[...]`: the features
+                `(l, C)` of each clip. Else the arguments of all processors: of text `padding` (on the left by
+                default), `padding_side`, `truncation` (never of an image), `max_length`, `pad_to_multiple_of`,
+                `return_tensors` (`"pt"` or `"np"`; lists by default) and so on, those of the image processor, and
+                both as `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
             [`BatchFeature`] with `input_ids`, `token_type_ids`, `attention_mask` and `labels` `(B, S)`; for images to
@@ -173,52 +188,73 @@ class RosettaProcessor(ProcessorMixin):
             training, `latents` `(L, C)`; the features of all clips, e.g. `audio_features` `(L, C)`.
 
         Raises:
-            ValueError: if placeholders and images differ in number, an image has a wrong type, a size is no multiple
-                of `latent_patch_size`, or rows differ in length without padding and cannot become tensors.
+            ValueError: if placeholders and images differ in number, an image cannot be read, a size is no multiple of
+                `latent_patch_size`, rows differ in length without padding and cannot become tensors, an image would
+                be truncated, or an argument cannot be honoured.
+            TypeError: if there is no such argument.
         """
+        given = {"images": images, "latents": latents, "latent_sizes": latent_sizes}
+        arguments = {"videos": videos, "audio": audio, **kwargs}
+        return self._encode(text, given, arguments, return_labels, sanitize_control_tokens)
+
+    def _encode(
+        self, text, given: dict, arguments: dict, return_labels=False, marked=False, spans: list[list] | None = None
+    ) -> BatchFeature:
+        """`spans`: where the assistant speaks, (start, end) in characters of each text, for `assistant_masks`."""
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
-            raise ValueError(f"`text` must be a string or a list of strings, none of them empty, got {text!r}.")
-        if padding not in (False, True, "longest"):
-            raise ValueError(f"`padding` must be True, False or 'longest', got {padding!r}.")
-        if padding_side not in (None, "left", "right"):
-            raise ValueError(f"`padding_side` must be 'left' or 'right', got {padding_side!r}.")
+            raise ValueError(
+                f"`text` must be a string or a list of strings, none of them empty, got {reprlib.repr(text)}."
+            )
+        features = {key: arguments[key] for key in arguments if key.endswith("_features")}
+        arguments = {key: value for key, value in arguments.items() if key not in features}
+        text_arguments, image_arguments = read_arguments(self, arguments)
+        tensors = text_arguments.get("return_tensors")
 
-        rows = self._tokenize(texts)
-        vision = self._encode_images(rows, images, return_tensors, images_kwargs)
+        rows, places = self._tokenize(texts, marked, with_places=spans is not None)
+        vision = self._encode_images(rows, given["images"], tensors, image_arguments)
         merge_area = self.image_processor.merge_size**2
         image_tokens = iter([int(math.prod(grid)) // merge_area for grid in vision.get("image_grid_thw", [])])
-        drawing = self._encode_latents(rows, latents, latent_sizes)
+        drawing = self._encode_latents(rows, given["latents"], given["latent_sizes"])
         latent_grids = iter(drawing.get("latent_grid_hw", []))
-        clips, clip_lengths = self._encode_features(rows, features, return_tensors)
+        clips, clip_lengths = self._encode_features(rows, features, tensors)
 
         batch = {"input_ids": [], "token_type_ids": [], "attention_mask": []}
-        for row in rows:
-            input_ids, token_type_ids = self._expand(row, image_tokens, latent_grids, clip_lengths)
+        for i, row in enumerate(rows):
+            input_ids, token_type_ids, counts = self._expand(row, image_tokens, latent_grids, clip_lengths)
             if return_labels:
                 input_ids.append(self.turn_end_token_id)
                 token_type_ids.append(0)
                 batch.setdefault("labels", []).append(self._labels(input_ids, token_type_ids))
+            if spans is not None:
+                spoken = [any(s < end and e > start for start, end in spans[i]) for s, e in places[i]]
+                mask = np.array([*np.repeat(spoken, counts), *[False] * return_labels]) & ~np.array(
+                    token_type_ids, bool
+                )
+                batch.setdefault("assistant_masks", []).append(mask.astype(int).tolist())
+            if text_arguments.get("return_mm_token_type_ids"):
+                batch.setdefault("mm_token_type_ids", []).append(
+                    [int(self.embeds_from[t] == "pixel_values") for t in token_type_ids]
+                )
             batch["input_ids"].append(input_ids)
             batch["token_type_ids"].append(token_type_ids)
             batch["attention_mask"].append([1] * len(input_ids))
-        if padding:
-            batch = self._pad(batch, padding_side)
-        elif return_tensors is not None and len({len(row) for row in batch["input_ids"]}) > 1:
-            raise ValueError(
-                f"`padding` must be True to make tensors of rows of {[len(row) for row in batch['input_ids']]} tokens."
-            )
-        return BatchFeature({**batch, **vision, **drawing, **clips}, tensor_type=return_tensors)
+        batch = self._fit(batch, text_arguments)
+        return BatchFeature({**batch, **vision, **drawing, **clips}, tensor_type=tensors)
 
     def apply_chat_template(
         self,
         conversation: list[dict] | list[list[dict]],
         chat_template: str | None = None,
+        tools: list[dict] | None = None,
+        documents: list[dict] | None = None,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
         processor_kwargs: dict | None = None,
+        sanitize_control_tokens: bool = True,
         **kwargs,
     ):
         """
@@ -231,34 +267,66 @@ class RosettaProcessor(ProcessorMixin):
         training or `{"type": "latents", "height": int, "width": int}` in inference; in either's, features of a token
         type of your own, e.g. `{"type": "audio_features", "audio_features": Tensor (l, C)}`. What is not text may be
         left out of the items and be given to the call (`images`, `latents`, `latent_sizes`) with its other arguments,
-        as `processor_kwargs` or directly.
+        as `processor_kwargs` or directly, also in part. An image may be at `"url"`, `"path"` or `"base64"` too, or be
+        OpenAI's `image_url`.
+
+        Special tokens in the messages, and in all else that the template reads, are text: they are tokenised as text.
+
+        Args:
+            chat_template (`str`, *optional*): a jinja template, or the name of one of the processor's.
+            tools, documents (`list`, *optional*): for a template that reads them; by default there is none that does.
+            add_generation_prompt, continue_final_message, tokenize, return_dict: as in transformers; with one of the
+                first two, rows are padded on the left whatever the tokenizer says.
+            return_assistant_tokens_mask (`bool`, defaults to `False`): returns `assistant_masks` `(B, S)`, 1 at the
+                assistant's text, for templates with `{% generation %}`.
+            processor_kwargs (`dict`, *optional*): arguments of [`~RosettaProcessor.__call__`].
+            sanitize_control_tokens (`bool`): as in transformers, but always done.
+            kwargs: variables of the template; else as `processor_kwargs`.
 
         Raises:
-            ValueError: if a role or an item is unknown or stands in a wrong turn, and as `__call__`.
+            ValueError: if a role or an item is unknown or stands in a wrong turn, if without `tokenize` a text holds a
+                special token, if an argument cannot be honoured, and as `__call__`.
+            TypeError: if there is no such argument.
         """
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("`add_generation_prompt` and `continue_final_message` cannot be given together.")
+        if return_assistant_tokens_mask and continue_final_message:
+            raise ValueError("`return_assistant_tokens_mask` and `continue_final_message` cannot be given together.")
+        template = self._template(chat_template)
+        variables, arguments = self._split_variables(template, {"tools": tools, "documents": documents, **kwargs})
+        arguments = {**(processor_kwargs or {}), **arguments}
+        own = ("images", "latents", "latent_sizes", "return_labels", "sanitize_control_tokens", *self._feature_keys)
+        given = {key: arguments.pop(key, None) for key in own}
+
+        plain_text = self._plain_text()
         batched = isinstance(conversation, (list, tuple)) and any(isinstance(m, (list, tuple)) for m in conversation)
         contents = [
-            read_conversation(messages, self._feature_keys)
+            read_conversation(messages, self._feature_keys, template, plain_text, tokenize)
             for messages in (conversation if batched else [conversation])
         ]
-        messages = [content["messages"] for content in contents]
-        text = super().apply_chat_template(
-            messages if batched else messages[0],
-            chat_template=chat_template,
+        variables = {key: plain_text.mark_all(value, f"`{key}`", tokenize) for key, value in variables.items()}
+        text, spans = render_jinja_template(
+            conversations=[content["messages"] for content in contents],
+            chat_template=template,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            **{**self.tokenizer.special_tokens_map, **variables},
         )
         if not tokenize:
-            return text
-        images = [content["images"] for content in contents]
-        inputs = {"images": images} if any(images) else {}
-        for key in ("latents", "latent_sizes"):
-            if drawn := list(itertools.chain(*(content[key] for content in contents))):
-                inputs[key] = drawn
-        for content in contents:
-            for key, clips in content["features"].items():
-                inputs.setdefault(key, []).extend(clips)
-        batch = self(text=text, **inputs, **kwargs, **(processor_kwargs or {}))
+            read_arguments(self, arguments)
+            return text if batched else text[0]
+        generates = add_generation_prompt or continue_final_message
+        if generates and "padding_side" not in {**arguments, **(arguments.get("text_kwargs") or {})}:
+            arguments["padding_side"] = "left"
+        batch = self._encode(
+            text,
+            _fill_in(contents, given),
+            {**arguments, **{key: fill(_all(contents, key), given[key], key) for key in self._feature_keys}},
+            bool(given["return_labels"]),
+            marked=True,
+            spans=spans if return_assistant_tokens_mask else None,
+        )
         return batch if return_dict else batch["input_ids"]
 
     def training_sample(self, conversation: list[dict] | str) -> dict[str, torch.Tensor]:
@@ -270,9 +338,10 @@ class RosettaProcessor(ProcessorMixin):
             `dict[str, torch.Tensor]`: `input_ids`, `token_type_ids` and `labels` `(S,)`, and what
             [`~RosettaProcessor.__call__`] returns for images.
         """
-        arguments = {"return_labels": True, "return_tensors": "pt"}
+        arguments = {"return_labels": True, "return_tensors": "pt", "padding": False, "truncation": False}
         if isinstance(conversation, str):
-            batch = self(text=conversation, **arguments)
+            (text,) = self._plain_text().mark([conversation], "`conversation`")
+            batch = self(text=text, sanitize_control_tokens=True, **arguments)
         else:
             batch = self.apply_chat_template(conversation, tokenize=True, return_dict=True, **arguments)
         rows = ("input_ids", "token_type_ids", "labels")
@@ -326,7 +395,9 @@ class RosettaProcessor(ProcessorMixin):
         negatives = list(negatives) if do_classifier_free_guidance and negatives is not None else []
         for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, got {texts!r}.")
+                raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
+            for i, text in enumerate(texts):
+                self._plain_text().mark([text], f"`{name}`: prompt {i}")
         if negatives and len(negatives) != len(prompts):
             raise ValueError(
                 f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
@@ -338,7 +409,9 @@ class RosettaProcessor(ProcessorMixin):
             [{"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
             for text in prompts + negatives
         ]
-        batch = self.apply_chat_template(conversations, tokenize=True, return_dict=True)
+        batch = self.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, padding=False, truncation=False
+        )
         if do_classifier_free_guidance and not negatives:
             batch["input_ids"] += [
                 np.where(self._user_tokens(row), self.cfg_token_id, row).tolist() for row in batch["input_ids"]
@@ -348,39 +421,121 @@ class RosettaProcessor(ProcessorMixin):
         rows = self._pad({key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")}, "left")
         return BatchFeature({**rows, "latent_grid_hw": batch["latent_grid_hw"]}, tensor_type="pt")
 
-    def preprocess_vae_image(self, image: Image.Image) -> torch.Tensor:
+    def preprocess_vae_image(self, image) -> torch.Tensor:
         """
-        An image to draw, for the VAE: resized to its training bucket without cropping, as the authors do.
+        An image to draw, for the VAE: read as [`~images_rosetta.read_image`] does and resized to its training bucket
+        without cropping, as the authors do.
 
         Returns:
             `torch.FloatTensor` of shape `(3, height, width)` in [-1, 1].
 
         Raises:
-            ValueError: if `image` is not a PIL image.
+            ValueError: if `image` cannot be read.
         """
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"`image` must be a PIL image, got {type(image).__name__}.")
+        image = read_image(image, "`image`")
         height, width = self.training_buckets[nearest_bucket(image.height, image.width, self.training_buckets)]
-        resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        resized = image.resize((width, height), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
 
-    def _tokenizer_ids(self, pieces: list[str]) -> list[list[int]]:
-        if not pieces:  # a batch of nothing but clips, which a fast tokenizer fails on
-            return []
-        return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    @property
+    def image_token(self) -> str:
+        return "<|image_pad|>"
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    @property
+    def model_input_names(self) -> list[str]:
+        images = ["pixel_values", "image_grid_thw", "latents", "latent_grid_hw"]
+        return ["input_ids", "token_type_ids", "attention_mask", *images, *self._feature_keys]
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+        """Tokens and patches of images to understand of these sizes, (height, width) in pixels, for servers."""
+        if image_sizes is None:
+            return MultiModalData()
+        patches = [self.image_processor.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
+        tokens = [count // self.image_processor.merge_size**2 for count in patches]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=patches)
+
+    def _template(self, name_or_template: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        name_or_template = name_or_template or "default"
+        if name_or_template == "default" and "default" not in templates:
+            raise ValueError(f"`chat_template` must be one of {list(templates)}, as none of them is 'default'.")
+        return templates.get(name_or_template, name_or_template)
+
+    @staticmethod
+    def _split_variables(template: str, arguments: dict) -> tuple[dict, dict]:
+        """The variables that the template reads, and the arguments of the call."""
+        variables, rest = {}, {}
+        for name, value in arguments.items():
+            if name in _get_template_variables(template):
+                variables[name] = value
+            elif name in ("tools", "documents"):
+                if not changes_nothing(value):
+                    raise ValueError(f"`{name}` cannot be honoured: the chat template does not read them.")
+            elif name in COMMON_VARIABLES:
+                if not changes_nothing(value):
+                    logger.warning_once(f"The chat template does not read `{name}`, which changes nothing.")
+            else:
+                rest[name] = value
+        if variables.get("tools"):  # functions hold text, too
+            variables["tools"] = [get_json_schema(t) if callable(t) else t for t in variables["tools"]]
+        return variables, rest
+
+    def _plain_text(self) -> PlainText:
+        marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix)
+        return PlainText(self.tokenizer, marks, [f"<|{key}|>" for key in self._feature_keys])
+
+    def _tokenizer_ids(self, pieces: list[str], **kwargs) -> list[list[int]]:
+        return self._tokenized(pieces, **kwargs)["input_ids"]
+
+    def _tokenized(self, pieces: list[str], **kwargs):
+        if not pieces:  # a batch of nothing but clips, which a fast tokenizer fails on
+            return {"input_ids": [], "offset_mapping": []}
+        return self.tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, **kwargs)
+
+    def _tokenize(self, texts: list[str], marked: bool, with_places: bool) -> tuple[list[list[int]], list[list]]:
+        """
+        Token ids of each text and, with places, (start, end) of each token in it.
+
+        `marked`: whether [`PlainText`] marked what is text though it looks like a control token.
+        """
         # Turn headers are tokenised apart, so that no content can merge with them: a prompt's tokens are the first
         # ones of its training sample, and the user's tokens can be told from the header's.
         # So are placeholders of clips, which become minus the index of their token type.
         clips = {f"<|{key}|>": [-self.embeds_from.index(key)] for key in self._feature_keys}
         header = rf"<\|im_start\|>(?:{'|'.join(CONTENT_TYPES)})\n"
-        apart = re.compile(f"({'|'.join([header, *map(re.escape, clips)])})")
+        patterns = [*([self._plain_text().marked] if marked else []), header, *map(re.escape, clips)]
+        apart = re.compile(f"({'|'.join(patterns)})")
         pieces = [[piece for piece in apart.split(text) if piece] for text in texts]
-        ids = iter(self._tokenizer_ids([piece for row in pieces for piece in row if piece not in clips]))
-        return [
-            list(itertools.chain(*(clips[piece] if piece in clips else next(ids) for piece in row))) for row in pieces
-        ]
+        is_text = (lambda piece: piece[0] in (START, END)) if marked else (lambda piece: False)
+
+        flat = [piece for row in pieces for piece in row]
+        text_ids = iter(
+            self._tokenizer_ids([p[1:-1] for p in flat if is_text(p) and len(p) > 1], split_special_tokens=True)
+        )
+        others = self._tokenized(
+            [p for p in flat if not is_text(p) and p not in clips], return_offsets_mapping=with_places
+        )
+        ids = iter(others["input_ids"])
+        offsets = iter(others["offset_mapping"] if with_places else [])
+        rows, places = [], []
+        for row in pieces:
+            rows.append([])
+            places.append([])
+            start = 0
+            for piece in row:
+                end = start + len(piece)
+                if piece in clips:
+                    rows[-1] += clips[piece]
+                elif not is_text(piece):
+                    rows[-1] += next(ids)
+                elif len(piece) > 1:  # else a lone mark, that a template cut off: it only keeps its sides apart
+                    rows[-1] += next(text_ids)
+                if with_places and piece not in clips and not is_text(piece):
+                    places[-1] += [(start + s, start + e) for s, e in next(offsets)]
+                else:
+                    places[-1] += [(start, end)] * (len(rows[-1]) - len(places[-1]))
+                start = end
+        return rows, places
 
     @property
     def _feature_keys(self) -> list[str]:
@@ -390,7 +545,8 @@ class RosettaProcessor(ProcessorMixin):
         self, rows: list[list[int]], features: dict[str, list], return_tensors: str | None
     ) -> tuple[dict, dict]:
         """All clips of each token type of the user's own, and by its index an iterator over their lengths."""
-        if unknown := sorted(set(features) - set(self._feature_keys)):
+        given = {key for key, clips in features.items() if clips is not None}
+        if unknown := sorted(given - set(self._feature_keys)):
             raise ValueError(f"`{unknown[0]}`: no token type is embedded from it, only from {self.embeds_from}.")
         batch, lengths = {}, {}
         for key in self._feature_keys:
@@ -411,31 +567,29 @@ class RosettaProcessor(ProcessorMixin):
                 batch[key] = joined if return_tensors is not None else joined.tolist()
         return batch, lengths
 
-    def _encode_images(self, rows: list[list[int]], images, return_tensors: str | None, images_kwargs: dict | None):
+    def _encode_images(self, rows: list[list[int]], images, return_tensors: str | None, arguments: dict) -> dict:
         expected = [row.count(self.image_token_id) for row in rows]
-        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
-            given = [len(item) for item in images]
-            images = list(itertools.chain(*images))
-        else:
-            images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        images, given = _image_list(images)
+        if given is None:
             given, expected = len(images), sum(expected)
         if given != expected:
             raise ValueError(
-                f"`images`: `text` has {expected} placeholders <|image_pad|> (one for each image to understand), but "
-                f"{given} images were given."
+                f"`images`: `text` has {reprlib.repr(expected)} placeholders <|image_pad|> (one for each image to "
+                f"understand), but {reprlib.repr(given)} images were given."
             )
-        for i, image in enumerate(images):
-            if not (is_valid_image(image) or isinstance(image, str)):
-                raise ValueError(
-                    f"`images`: image {i} must be a PIL image, an array, a tensor, a path or a URL, got "
-                    f"{type(image).__name__}."
-                )
+        arguments = {**arguments, "return_tensors": return_tensors}
+        layout = arguments.pop("input_data_format", None)
+        if arguments.get("do_rescale") is False and any("float" in str(getattr(i, "dtype", "")) for i in images):
+            raise ValueError("`do_rescale` cannot be False with arrays of floats: they are read as 8 bits a channel.")
+        images = [read_image(image, f"`images`: image {i}", layout) for i, image in enumerate(images)]
         if not images:
             return {}
         if "pixel_values" not in self.embeds_from:
             raise ValueError(f"`images`: no token type is embedded from 'pixel_values', only from {self.embeds_from}.")
-        images = self.image_processor.fetch_images(images)
-        return dict(self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {})))
+        try:
+            return dict(self.image_processor(images, **arguments))
+        except ValueError as error:
+            raise ValueError(f"`images`: {error}") from error
 
     def _encode_latents(self, rows: list[list[int]], latents: list | None, latent_sizes: list | None):
         expected = sum(row.count(self.latents_token_id) for row in rows)
@@ -468,16 +622,19 @@ class RosettaProcessor(ProcessorMixin):
 
     def _latent_grid(self, height: int, width: int) -> list[int]:
         for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size < 1 or size % self.latent_patch_size:
+            if not isinstance(size, Integral) or size < 1 or size % self.latent_patch_size:
                 raise ValueError(
                     f"`{name}` of an image to draw must be a positive multiple of {self.latent_patch_size} pixels, "
                     f"got {size!r}."
                 )
-        return [height // self.latent_patch_size, width // self.latent_patch_size]
+        return [int(height) // self.latent_patch_size, int(width) // self.latent_patch_size]
 
-    def _expand(self, row: list[int], image_tokens, latent_grids, clip_lengths) -> tuple[list[int], list[int]]:
-        """Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`."""
-        input_ids, token_type_ids = [], []
+    def _expand(self, row: list[int], image_tokens, latent_grids, clip_lengths) -> tuple[list[int], ...]:
+        """
+        Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`, and how
+        many each of `row` became.
+        """
+        input_ids, token_type_ids, counts = [], [], []
         for token in row:
             prefix, count, token_type = [], 1, 0
             if token < 0:
@@ -490,7 +647,8 @@ class RosettaProcessor(ProcessorMixin):
                 token, count, token_type = self.image_token_id, height * width, self.embeds_from.index("noisy_latents")
             input_ids += prefix + [token] * count
             token_type_ids += [self.latent_prefix_type] * len(prefix) + [token_type] * count
-        return input_ids, token_type_ids
+            counts.append(len(prefix) + count)
+        return input_ids, token_type_ids, counts
 
     def _prefix(self, height: int, width: int) -> list[int]:
         if not self.latent_prefix:
@@ -525,15 +683,88 @@ class RosettaProcessor(ProcessorMixin):
         targets[0] = False
         return np.where(targets, row, -100).tolist()
 
-    def _pad(self, batch: dict[str, list[list[int]]], padding_side: str | None) -> dict[str, list[list[int]]]:
-        length = max(map(len, batch["input_ids"]))
-        left = (padding_side or self.tokenizer.padding_side) == "left"
+    def _fit(self, batch: dict[str, list[list[int]]], arguments: dict) -> dict[str, list[list[int]]]:
+        """Rows truncated and padded as the arguments say."""
+        multiple = arguments.get("pad_to_multiple_of")
+        padding, truncation, max_length, _ = self.tokenizer._get_padding_truncation_strategies(
+            padding=arguments.get("padding") or False,
+            truncation=arguments.get("truncation"),
+            max_length=arguments.get("max_length"),
+            pad_to_multiple_of=multiple,
+        )
+        if truncation != TruncationStrategy.DO_NOT_TRUNCATE:
+            batch = self._truncate(batch, max_length)
+        if padding != PaddingStrategy.DO_NOT_PAD:
+            length = max_length if padding == PaddingStrategy.MAX_LENGTH else max(map(len, batch["input_ids"]))
+            length = math.ceil(length / (multiple or 1)) * (multiple or 1)
+            batch = self._pad(batch, arguments.get("padding_side") or self.tokenizer.padding_side, length)
+        lengths = {len(row) for row in batch["input_ids"]}
+        if arguments.get("return_tensors") is not None and len(lengths) > 1:
+            raise ValueError(
+                "`padding` must be True, or `max_length` enough for all, to make tensors of rows of "
+                f"{min(lengths)} to {max(lengths)} tokens."
+            )
+        if arguments.get("return_token_type_ids") is False:
+            if any(map(any, batch.pop("token_type_ids"))):
+                raise ValueError("`return_token_type_ids` cannot be False where there are images or clips.")
+        if arguments.get("return_attention_mask") is False:
+            batch.pop("attention_mask")
+        return batch
+
+    def _truncate(self, batch: dict[str, list[list[int]]], length: int) -> dict[str, list[list[int]]]:
+        kept = slice(-length, None) if self.tokenizer.truncation_side == "left" else slice(length)
+        for i, types in enumerate(batch["token_type_ids"]):
+            if sum(map(bool, types)) != sum(map(bool, types[kept])):
+                raise ValueError(
+                    f"`truncation` to {length} of the {len(types)} tokens of row {i} would cut an image or a clip."
+                )
+        return {key: [row[kept] for row in rows] for key, rows in batch.items()}
+
+    def _pad(
+        self, batch: dict[str, list[list[int]]], padding_side: str, length: int | None = None
+    ) -> dict[str, list[list[int]]]:
+        length = length or max(map(len, batch["input_ids"]))
         padded = {}
         for key, rows in batch.items():
-            value = PAD_VALUES.get(key, self.tokenizer.pad_token_id)
+            value = self.tokenizer.pad_token_id if key == "input_ids" else PAD_VALUES.get(key, 0)
             padding = [[value] * (length - len(row)) for row in rows]
-            padded[key] = [pad + row if left else row + pad for pad, row in zip(padding, rows, strict=True)]
+            padded[key] = [
+                pad + row if padding_side == "left" else row + pad for pad, row in zip(padding, rows, strict=True)
+            ]
         return padded
+
+
+def _image_list(images) -> tuple[list, list[int] | None]:
+    """All images, and how many each text has if they were given as one list for each."""
+    if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+        return list(itertools.chain(*images)), [len(item) for item in images]
+    if images is None or isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+        return list(() if images is None else images), None
+    return [images], None
+
+
+def _all(contents: list[dict], key: str) -> list:
+    return list(itertools.chain(*(content[key] for content in contents)))
+
+
+def _fill_in(contents: list[dict], given: dict) -> dict[str, list | None]:
+    """`images`, `latents` and `latent_sizes` of the messages, where they were left out those given to the call."""
+    images, slots = given["images"], _all(contents, "images")
+    if any(slot is not None for slot in slots):
+        flat, counts = (None, None) if images is None else _image_list(images)
+        left_out = [sum(slot is None for slot in content["images"]) for content in contents]
+        if counts not in (None, left_out):
+            raise ValueError(f"`images`: the messages leave out {left_out}, but {counts} were given to the call.")
+        filled = iter(fill(slots, flat, "images"))
+        kept = [len(c["images"]) - (n if flat is None else 0) for c, n in zip(contents, left_out, strict=True)]
+        images = [list(itertools.islice(filled, count)) for count in kept]
+    latents, sizes = given["latents"], given["latent_sizes"]
+    slots = _all(contents, "drawings")
+    if any(slot is not None for slot in slots):
+        filled = fill(slots, sizes if latents is None else latents, "latents" if sizes is None else "latent_sizes")
+        sizes = [drawing for drawing in filled if isinstance(drawing, (list, tuple))] or None
+        latents = [drawing for drawing in filled if not isinstance(drawing, (list, tuple))] or None
+    return {"images": images, "latents": latents, "latent_sizes": sizes}
 
 
 RosettaProcessor.register_for_auto_class()
