@@ -1,5 +1,6 @@
 """FSDP2 under accelerate: what a Rosetta needs besides."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,16 @@ def routers_in_fp32(accelerator: Accelerator, model: nn.Module) -> Iterator[None
         torch.distributed.fsdp.fully_shard = fully_shard
 
 
+def reduce_in_fp32(accelerator: Accelerator):
+    """Has gradients added up over the ranks in fp32, and what modules return, losses among it, left as it is.
+    accelerate would have both in the precision of the products. To be called before it shards."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    policy = None if plugin is None else plugin.mixed_precision_policy
+    if policy is not None and policy.param_dtype is not None:
+        policy = dataclasses.replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+        plugin.mixed_precision_policy = policy
+
+
 def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel | None:
     """
     The whole model, gathered into the memory of the main process. All processes must call this.
@@ -75,4 +86,4 @@ def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedMod
     return whole
 
 
-__all__ = ["routers_in_fp32", "unsharded_model"]
+__all__ = ["reduce_in_fp32", "routers_in_fp32", "unsharded_model"]
