@@ -3,6 +3,7 @@
 import os
 
 import torch
+from accelerate.utils import DistributedType
 
 from .training_arguments import RosettaTrainingArguments
 
@@ -70,14 +71,12 @@ def check_parallelism(accelerator, is_fsdp_enabled: bool):
     Raises:
         ValueError: if the model would not be sharded as was asked.
     """
-    if str(accelerator.distributed_type) == "DistributedType.DEEPSPEED":
-        raise ValueError("`deepspeed` must be None: RosettaTrainer shards with FSDP2.")
-    mesh = getattr(accelerator, "parallelism_config", None)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed was asked for, but models are sharded by FSDP2 only.")
+    parallelism = getattr(accelerator, "parallelism_config", None)
     for name in ("tp_size", "cp_size", "sp_size"):
-        if (size := getattr(mesh, name, 1)) > 1:
-            raise ValueError(
-                f"`{name}` of `parallelism_config` must be 1, got {size}: RosettaTrainer shards weights only."
-            )
+        if (size := getattr(parallelism, name, 1)) > 1:
+            raise ValueError(f"`parallelism_config`: `{name}` must be 1, got {size}: only data are parallel here.")
     if is_fsdp_enabled:
         if (version := accelerator.state.fsdp_plugin.fsdp_version) != 2:
             raise ValueError(f"`fsdp_version` must be 2, got {version}.")

@@ -47,7 +47,8 @@ class RosettaTrainer(WholeCheckpoints):
       left, and on known GPUs the share of their peak that is used ([`training_flops`]);
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
-    - evaluates with the same noise each time, and reports each loss on its own as well.
+    - evaluates with the same noise each time and to the same losses in batches of any size, and reports each on its
+      own as well.
 
     Args:
         args ([`RosettaTrainingArguments`])
@@ -269,6 +270,7 @@ class RosettaTrainer(WholeCheckpoints):
         """As transformers', with the losses, the capacity rates and the counts behind them among the metrics. The loss
         is that of the samples as a whole, however they are batched; not finite if that of a batch is not."""
         self._noise.manual_seed(self._noise_seed("evaluation"))
+        self._evaluation_figures.read(self.accelerator)  # what an evaluation that failed has left
         with self._throughput.paused() if self.is_in_train else contextlib.nullcontext():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             figures = self._evaluation_figures.read(self.accelerator)

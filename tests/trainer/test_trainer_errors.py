@@ -52,11 +52,11 @@ def test_other_sharding():
     plugin = SimpleNamespace(fsdp_version=1)
     with pytest.raises(ValueError, match="`fsdp_version` must be 2, got 1"):
         check_parallelism(_accelerator(state=SimpleNamespace(fsdp_plugin=plugin)), is_fsdp_enabled=True)
-    with pytest.raises(ValueError, match="`deepspeed` must be None"):
+    with pytest.raises(ValueError, match="DeepSpeed was asked for"):
         check_parallelism(_accelerator(distributed_type=DistributedType.DEEPSPEED), is_fsdp_enabled=False)
     for name in ("tp_size", "cp_size", "sp_size"):
         mesh = SimpleNamespace(**{name: 2})
-        with pytest.raises(ValueError, match=f"`{name}` of `parallelism_config` must be 1, got 2"):
+        with pytest.raises(ValueError, match=f"`parallelism_config`: `{name}` must be 1, got 2"):
             check_parallelism(_accelerator(parallelism_config=mesh), is_fsdp_enabled=False)
 
 

@@ -79,6 +79,15 @@ def test_a_loss_that_is_not_finite_is_seen(tiny_model, records, trainer_of):
     assert not math.isfinite(metrics["eval_loss"])
 
 
+def test_an_evaluation_that_failed_leaves_nothing_behind(tiny_model, records, trainer_of):
+    dataset = records(8, noisy=True)
+    trainer = trainer_of(tiny_model(), eval_dataset=dataset, per_device_eval_batch_size=4)
+    expected = _losses(trainer.evaluate())
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.evaluate([*dataset[4:], {"labels": dataset[0]["labels"]}])
+    assert _losses(trainer.evaluate()) == expected
+
+
 def test_noise_is_the_same_each_time(tiny_model, records, trainer_of):
     trainer = trainer_of(tiny_model(), eval_dataset=records(8))
     first = _losses(trainer.evaluate())
