@@ -1,7 +1,6 @@
 """The Trainer of Rosetta: transformers' Trainer and the few things that are Rosetta's."""
 
 import contextlib
-import logging
 import math
 import random
 
@@ -20,15 +19,12 @@ from .figures.throughput import Throughput
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
 from .optimizer.carry_over import carry_over_optimizer_state, find_optimizer_state
-from .optimizer.diff_lr import diff_lr_groups
+from .optimizer.from_arguments import optimizer_from_arguments, warn_if_maop_has_no_effect
 from .optimizer.maop import MAOPAdamW
 from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
 from .optimizer.weight_average import WeightAverage
 from .stages.repository import publish
 from .training_arguments import RosettaTrainingArguments
-
-
-logger = logging.getLogger(__name__)
 
 
 class RosettaTrainer(WholeCheckpoints):
@@ -85,37 +81,19 @@ class RosettaTrainer(WholeCheckpoints):
         self._evaluation_figures = EvaluationFigures(self.model.config, args.device)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with MAOP over the parameter groups of DiffLR; or what `optimizer_cls_and_kwargs` says, over the same
-        groups unless it has `params`: its `lr` and `weight_decay` take the place of those of `args`."""
+        """AdamW with MAOP over the parameter groups of DiffLR, or what `optimizer_cls_and_kwargs` says, see
+        [`optimizer_from_arguments`]."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            if self.optimizer_cls_and_kwargs is None:
-                _, adamw_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-                optimizer_class, kwargs = MAOPAdamW, {"maop_granularity": self.args.maop_granularity, **adamw_kwargs}
-            else:
-                optimizer_class, kwargs = self.optimizer_cls_and_kwargs
-            if "params" not in kwargs:
-                kwargs = {"params": self._parameter_groups(model, kwargs), **kwargs}
-            self.optimizer = optimizer_class(**kwargs)
-        if self.args.maop and not isinstance(self._plain_optimizer, MAOPAdamW):
-            logger.warning(
-                "%s projects no gradients: `maop` has no effect. `maop=False` leaves out this warning.",
-                type(self._plain_optimizer).__name__,
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, model)
+            chosen = (MAOPAdamW, {"maop_granularity": self.args.maop_granularity, **adamw})
+            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or chosen
+            names = self.get_decay_parameter_names(model)
+            self.optimizer = optimizer_from_arguments(
+                model, self.model.config, self.args, names, optimizer_class, **kwargs
             )
+        warn_if_maop_has_no_effect(self._plain_optimizer, self.args)
         return self.optimizer
-
-    def _parameter_groups(self, model, kwargs: dict) -> list[dict]:
-        decaying = None if self.args.decay_all_parameters else set(self.get_decay_parameter_names(model))
-        return diff_lr_groups(
-            model,
-            self.model.config,
-            learning_rate=kwargs.get("lr", self.args.learning_rate),
-            generation_learning_rate=self.args.generation_learning_rate,
-            weight_decay=kwargs.get("weight_decay", self.args.weight_decay),
-            decay_parameter_names=decaying,
-            latent_projections_at_generation_rate=self.args.latent_projections_at_generation_rate,
-            maop=self.args.maop,
-        )
 
     def get_train_dataloader(self):
         """Of a [`RosettaDataStream`], which every rank and worker reads its own part of, a [`StreamLoader`]; of other
