@@ -105,17 +105,18 @@ def encode(files: list[Path], processor, vae, disable_tqdm: bool = False) -> lis
     """
     state, latents = PartialState(), {}
     own = list(range(len(files)))[state.process_index :: state.num_processes]
-    rounds = range(0, -(-len(files) // state.num_processes), IMAGES_AT_A_TIME)
-    for start in tqdm(rounds, desc="Encoding images", unit_scale=IMAGES_AT_A_TIME, disable=disable_tqdm):
-        by_size = {}
-        for index in own[start : start + IMAGES_AT_A_TIME]:
+    progress = tqdm(total=len(own), desc="Encoding images", disable=disable_tqdm)
+    for start in range(0, -(-len(files) // state.num_processes), IMAGES_AT_A_TIME):
+        some, by_size, encoded = own[start : start + IMAGES_AT_A_TIME], {}, []
+        for index in some:
             pixels = processor.preprocess_vae_image(read_image(files[index], f"`images`: '{files[index]}'"))
             by_size.setdefault(pixels.shape, []).append((index, pixels))
-        encoded = []
         for members in by_size.values():
             batch = encode_images(vae, torch.stack([pixels for _, pixels in members]).to(vae.device))
             encoded += [(index, one.clone()) for (index, _), one in zip(members, batch.cpu(), strict=True)]
         latents.update(gather_object(encoded))
+        progress.update(len(some))
+    progress.close()
     return [latents[index] for index in range(len(files))]
 
 
