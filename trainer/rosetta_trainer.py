@@ -43,8 +43,7 @@ class RosettaTrainer(WholeCheckpoints):
       left, and on known GPUs the share of their peak that is used ([`training_flops`]);
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
-    - evaluates with the same noise each time and to the same losses in batches of any size, and reports each on its
-      own as well.
+    - evaluates with the same noise each time, whatever the batch size, and reports each loss on its own as well.
 
     Args:
         args ([`RosettaTrainingArguments`])
@@ -55,8 +54,7 @@ class RosettaTrainer(WholeCheckpoints):
             `optimizer_cls_and_kwargs` says gets the groups of DiffLR.
 
     Raises:
-        ValueError: if `args` is of another class, for arguments that would have no effect, and under other
-            parallelism than data parallelism and FSDP2.
+        ValueError: if `args` is of another class, an argument would have no effect, or sharding is not FSDP2's.
     """
 
     def __init__(self, model=None, args: RosettaTrainingArguments | None = None, vae=None, **kwargs):
@@ -252,8 +250,6 @@ class RosettaTrainer(WholeCheckpoints):
         with self._throughput.paused() if self.is_in_train else contextlib.nullcontext():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             figures = self._evaluation_figures.read(self.accelerator)
-        for unit in UNSEEN_UNITS:
-            del figures[unit]
         if not math.isfinite(output.metrics.get(f"{metric_key_prefix}_loss", math.nan)):
             figures["loss"] = math.nan
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .training_figures import TrainingFigures
+from .training_figures import UNSEEN_UNITS, TrainingFigures
 
 
 class EvaluationFigures(TrainingFigures):
@@ -43,7 +43,7 @@ class EvaluationFigures(TrainingFigures):
             self._routed[pool] += logits.shape[1]
 
     def read(self, accelerator) -> dict[str, float]:
-        figures = super().read(accelerator)
+        figures = {name: figure for name, figure in super().read(accelerator).items() if name not in UNSEEN_UNITS}
         figures["aux_loss"] = self._balance_loss(accelerator)
         drawing = sum(figures.get(f"{name}_loss", 0.0) for name in ("flow", *self._features))
         figures["loss"] = (
