@@ -4,25 +4,29 @@ Fine-tunes a released Rosetta on a folder of your images and their captions, so 
     accelerate launch examples/finetune.py --model owner/name --images my_images [--train lora] [--max_steps 500] [...]
 
 The folder holds images with a `metadata.jsonl` of lines like {"file_name": "a.png", "text": "a red stone"}, or with a
-text file of the same name beside each image. `--train`:
+text file of the same name beside each image. Of a list of captions one is drawn each time. `--train`:
 
 - `vae` (default): what serves drawing and nothing else, so that the model reads and sees as before, bit for bit;
 - `full`: everything but the ViT and the VAE, at the paper's rates and under MAOP;
 - `lora`: adapters on the attention, a small file of their own.
 
 Then `DiffusionPipeline.from_pretrained("outputs/finetuned/model", trust_remote_code=True)` draws; after `lora` it is
-the released pipeline, after `pipeline.transformer.load_adapter("outputs/finetuned/adapter")`.
+the released pipeline, after `pipeline.transformer.load_adapter("outputs/finetuned/adapter")`. That folder has a card:
+`hf upload owner/my-adapter outputs/finetuned/adapter` publishes it.
+
+The same command, given again after an interruption, goes on from the last checkpoint in `output_dir`, and with
+`--resume_from_checkpoint PATH` from that one.
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import load_dataset
+from accelerate.utils import gather_object, tqdm
 from diffusers import AutoencoderKLFlux2
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import HfArgumentParser, set_seed
 
@@ -30,14 +34,19 @@ from transformers import HfArgumentParser, set_seed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaProcessor, encode_images  # noqa: E402
+from modeling_rosetta.images_rosetta import read_image  # noqa: E402
 from trainer import (  # noqa: E402
     RosettaDataCollator,
     RosettaTrainer,
     RosettaTrainingArguments,
+    last_complete_checkpoint,
     train_backbone,
     train_token_types,
+    training_record,
 )
 from trainer.checkpoints.sharding import unsharded_model  # noqa: E402
+from trainer.data.image_folder import find_images  # noqa: E402
+from trainer.stages.adapter_card import adapter_card  # noqa: E402
 from trainer.stages.lora import lora_config  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
 
@@ -54,6 +63,7 @@ DEFAULTS = {
     "logging_steps": 10,
     "report_to": "none",
 }
+IMAGES_AT_A_TIME = 8  # that are decoded, on each process
 LEARNING_RATES = {"vae": 1e-4, "full": 1e-5, "lora": 1e-4}  # what serves drawing alone has the generative rate
 
 
@@ -68,42 +78,46 @@ class FineTuning:
 
 
 class CaptionedImages(Dataset):
-    """Samples of images to draw. Each image is brought to its bucket's size and encoded once."""
+    """Samples of images to draw, from their latents `(C, h, w)` and their captions."""
 
-    def __init__(self, captioned: list[tuple[Image.Image, str]], processor, vae, prompt_dropout: float):
+    def __init__(self, latents: list[torch.Tensor], captions: list[list[str]], processor, prompt_dropout: float):
+        self.latents, self.captions = latents, captions
         self.processor, self.prompt_dropout = processor, prompt_dropout
-        self.captioned = [
-            (encode_images(vae, processor.preprocess_vae_image(image)[None].to(vae.device))[0].cpu(), caption)
-            for image, caption in captioned
-        ]
 
     def __len__(self) -> int:
-        return len(self.captioned)
+        return len(self.latents)
 
     def __getitem__(self, index: int) -> dict:
-        latents, caption = self.captioned[index]
-        answer = {"role": "assistant", "content": [{"type": "latents", "latents": latents}]}
+        captions = self.captions[index]
+        caption = captions[torch.randint(len(captions), ())] if len(captions) > 1 else captions[0]
+        answer = {"role": "assistant", "content": [{"type": "latents", "latents": self.latents[index]}]}
         sample = self.processor.training_sample([{"role": "user", "content": caption}, answer])
         return self.processor.drop_prompt(sample) if torch.rand(()) < self.prompt_dropout else sample
 
 
-def load_images(folder: Path, caption_column: str) -> list[tuple[Image.Image, str]]:
-    """The images of a folder with their captions; raises a `ValueError` that says what is missing."""
-    if not folder.is_dir():
-        raise ValueError(f"`images` must be a folder, '{folder}' is none.")
-    if any(folder.glob("metadata.*")):
-        records = load_dataset("imagefolder", data_dir=str(folder), split="train")
-        if caption_column not in records.column_names:
-            raise ValueError(f"`caption_column`: '{folder}' has the columns {records.column_names}.")
-        captioned = [(record["image"], record[caption_column]) for record in records]
-    else:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in Image.registered_extensions())
-        if lacking := [file.name for file in files if not file.with_suffix(".txt").is_file()]:
-            raise ValueError(f"`images`: no metadata.jsonl in '{folder}', and no text beside {lacking[0]}.")
-        captioned = [(Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text().strip()) for file in files]
-    if not captioned or not all(caption for _, caption in captioned):
-        raise ValueError(f"`images`: '{folder}' must hold images, each with a caption.")
-    return captioned
+def encode(files: list[Path], processor, vae, disable_tqdm: bool = False) -> list[torch.Tensor]:
+    """
+    The latents `(C, h, w)` of images, each brought to its bucket's size. A process encodes its share of them, some at
+    a time; all get all.
+
+    Raises:
+        ValueError: if an image cannot be read; it names the file.
+    """
+    state, latents = PartialState(), {}
+    own = list(range(len(files)))[state.process_index :: state.num_processes]
+    progress = tqdm(total=len(own), desc="Encoding images", disable=disable_tqdm)
+    for start in range(0, -(-len(files) // state.num_processes), IMAGES_AT_A_TIME):
+        some, by_size, encoded = own[start : start + IMAGES_AT_A_TIME], {}, []
+        for index in some:
+            pixels = processor.preprocess_vae_image(read_image(files[index], f"`images`: '{files[index]}'"))
+            by_size.setdefault(pixels.shape, []).append((index, pixels))
+        for members in by_size.values():
+            batch = encode_images(vae, torch.stack([pixels for _, pixels in members]).to(vae.device))
+            encoded += [(index, one.clone()) for (index, _), one in zip(members, batch.cpu(), strict=True)]
+        latents.update(gather_object(encoded))
+        progress.update(len(some))
+    progress.close()
+    return [latents[index] for index in range(len(files))]
 
 
 def load(name: str) -> tuple[RosettaForCausalLMAndImageGeneration, RosettaProcessor, AutoencoderKLFlux2]:
@@ -122,13 +136,22 @@ def main(arguments: list[str] | None = None):
     if training.learning_rate is None:
         training.learning_rate = LEARNING_RATES[options.train]
     try:
-        captioned = load_images(options.images, options.caption_column)
+        captioned = find_images(options.images, options.caption_column)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
+    checkpoint = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise SystemExit(f"`resume_from_checkpoint` must be the folder of a checkpoint, '{checkpoint}' is none.")
     try:
         model, processor, vae = load(options.model)
     except (OSError, ValueError) as error:
         raise SystemExit(f"`model`: '{options.model}' cannot be fine-tuned. {error}") from error
+    try:
+        files, captions = zip(*captioned, strict=True)
+        latents = encode(files, processor, vae.to(training.device), bool(training.disable_tqdm))
+    except ValueError as error:
+        raise SystemExit(f"{error}") from error
+    vae.cpu()
     set_seed(training.seed)
     if options.train == "lora":
         model.add_adapter(lora_config(model.config, r=options.lora_rank, lora_alpha=options.lora_rank))
@@ -139,17 +162,30 @@ def main(arguments: list[str] | None = None):
     trainer = RosettaTrainer(
         model,
         training,
-        train_dataset=CaptionedImages(captioned, processor, vae.to(training.device), options.prompt_dropout),
+        train_dataset=CaptionedImages(latents, captions, processor, options.prompt_dropout),
         data_collator=RosettaDataCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
     )
-    trainer.train()
+    sources = [(file.name, texts) for file, texts in captioned]
+    trainer.facts = {
+        "model": options.model,
+        "train": options.train,
+        "sources": f"{len(files)} images, {hashlib.sha256(repr(sources).encode()).hexdigest()[:16]}",
+        "prompt_dropout": options.prompt_dropout,
+    }
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise SystemExit(
+            f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}. The same command goes on."
+        )
 
-    output_dir = Path(training.output_dir)
+    output_dir, data = Path(training.output_dir), f"{len(files)} images"
     if options.train != "lora":
-        save_repository_of(trainer, output_dir / "model", vae.cpu(), "fine-tuning", f"{len(captioned)} images")
+        save_repository_of(trainer, output_dir / "model", vae, "fine-tuning", data)
     elif (adapted := unsharded_model(trainer.accelerator, trainer.model_wrapped)) is not None:
         adapted.save_pretrained(output_dir / "adapter")
+        record = training_record(trainer, "fine-tuning", data)
+        adapter_card(options.model, record, options.lora_rank).save(output_dir / "adapter" / "README.md")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def flow_matching_targets(
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     generator: torch.Generator | None = None,
+    one_by_one: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Draws a timestep t for each image and mixes its latents with noise, x_t = (1 - t) x_0 + t noise. The velocity to
@@ -38,6 +39,7 @@ def flow_matching_targets(
         latent_grid_hw (`torch.LongTensor` of shape `(I, 2)`): height and width of each image in tokens.
         logit_mean, logit_std (`float`): of the timesteps, see [`sample_timesteps`].
         generator (`torch.Generator`, *optional*): on the device of `latents`.
+        one_by_one (`bool`): draw for one image after another, so that each gets the same in a batch of any size.
 
     Returns:
         noisy latents `(L, C)`, timesteps `(I,)` and velocities `(L, C)`, in fp32.
@@ -54,8 +56,11 @@ def flow_matching_targets(
         raise ValueError(
             f"`latent_grid_hw` makes {int(tokens_per_image.sum())} tokens, but `latents` has {len(latents)}."
         )
-    timesteps = sample_timesteps(len(latent_grid_hw), logit_mean, logit_std, generator, latents.device)
-    noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=torch.float32)
+    if one_by_one:
+        timesteps, noise = _draw_one_by_one(tokens_per_image, latents, logit_mean, logit_std, generator)
+    else:
+        timesteps = sample_timesteps(len(latent_grid_hw), logit_mean, logit_std, generator, latents.device)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=torch.float32)
     t = timesteps.repeat_interleave(tokens_per_image, output_size=len(latents))[:, None]
     return (1 - t) * latents + t * noise, timesteps, noise - latents
 
@@ -66,13 +71,14 @@ def feature_flow_targets(
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     generator: torch.Generator | None = None,
+    one_by_one: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     [`flow_matching_targets`] for features of a user's own token type: all tokens of a clip share a timestep.
 
     Args:
         features (`torch.Tensor` of shape `(L, C)`): clean.
-        clips (`torch.LongTensor` of shape `(L,)`): the clip of each token, from 0.
+        clips (`torch.LongTensor` of shape `(L,)`): the clip of each token, from 0, in order.
 
     Returns:
         noisy features `(L, C)`, timesteps `(L,)` and velocities `(L, C)`, in fp32.
@@ -82,10 +88,30 @@ def feature_flow_targets(
     """
     if len(clips) != len(features):
         raise ValueError(f"`clips` has {len(clips)} tokens, but `features` has {len(features)}.")
-    timesteps = sample_timesteps(len(features), logit_mean, logit_std, generator, features.device)[clips]
-    noise = torch.randn(features.shape, generator=generator, device=features.device, dtype=torch.float32)
+    if one_by_one:
+        timesteps, noise = _draw_one_by_one(clips.bincount(), features, logit_mean, logit_std, generator)
+    else:
+        timesteps = sample_timesteps(len(features), logit_mean, logit_std, generator, features.device)
+        noise = torch.randn(features.shape, generator=generator, device=features.device, dtype=torch.float32)
+    timesteps = timesteps[clips]
     t = timesteps[:, None]
     return (1 - t) * features + t * noise, timesteps, noise - features
+
+
+def _draw_one_by_one(
+    sizes: torch.Tensor,
+    clean: torch.Tensor,
+    logit_mean: float,
+    logit_std: float,
+    generator: torch.Generator | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Timesteps `(N,)` and noise `(L, C)` of images or clips of these sizes."""
+    timesteps, noise = [clean.new_empty(0, dtype=torch.float32)], [torch.empty_like(clean[:0], dtype=torch.float32)]
+    for size in sizes.tolist():
+        timesteps.append(sample_timesteps(1, logit_mean, logit_std, generator, clean.device))
+        shape = (size, clean.shape[1])
+        noise.append(torch.randn(shape, generator=generator, device=clean.device, dtype=torch.float32))
+    return torch.cat(timesteps), torch.cat(noise)
 
 
 def generated_feature_keys(config) -> dict[str, tuple[str, str, str]]:
@@ -99,6 +125,7 @@ def noised_batch(
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     generator: torch.Generator | None = None,
+    one_by_one: bool = False,
 ) -> dict[str, torch.Tensor]:
     """
     A batch with noise drawn for its clean `latents` and features, as the model takes it. What a batch brings with
@@ -107,20 +134,20 @@ def noised_batch(
     Args:
         batch (`dict[str, torch.Tensor]`): of the collator; it is not changed.
         config (`RosettaConfig`)
-        logit_mean, logit_std, generator: as for [`flow_matching_targets`].
+        logit_mean, logit_std, generator, one_by_one: as for [`flow_matching_targets`].
     """
     batch = dict(batch)
     latents = batch.pop("latents", None)
     if latents is not None:
         batch["noisy_latents"], batch["timesteps"], batch["velocity_labels"] = flow_matching_targets(
-            latents, batch["latent_grid_hw"], logit_mean, logit_std, generator
+            latents, batch["latent_grid_hw"], logit_mean, logit_std, generator, one_by_one
         )
     indices = {t["name"]: index for index, t in config.feature_types.items()}
     for name, (source, timesteps, velocity_labels) in generated_feature_keys(config).items():
         if batch.get(source) is not None and batch.get(timesteps) is None:
             clips = clip_index(batch["token_type_ids"], indices[name], batch.get("sequence_ids"))
             batch[source], batch[timesteps], batch[velocity_labels] = feature_flow_targets(
-                batch[source], clips[clips >= 0], logit_mean, logit_std, generator
+                batch[source], clips[clips >= 0], logit_mean, logit_std, generator, one_by_one
             )
     return batch
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import random
 
 import torch
@@ -12,18 +11,20 @@ from transformers import TrainerCallback
 
 from .checkpoints.adapters import check_adapters_hold_what_is_trained
 from .checkpoints.changed_arguments import hyperparameters, take_up
-from .checkpoints.sharding import routers_in_fp32, run_idle_parts, unsharded_model
+from .checkpoints.sharding import reduce_in_fp32, routers_in_fp32, run_idle_parts, unsharded_model
 from .checkpoints.stop_on_sigterm import StopAtStepEnd
 from .checkpoints.whole_checkpoints import WholeCheckpoints
+from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
 from .figures.batch_counts import count_targets
+from .figures.evaluation_figures import EvaluationFigures
 from .figures.flops import peak_flops, training_flops
 from .figures.throughput import Throughput
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
 from .optimizer.carry_over import carry_over_optimizer_state, find_optimizer_state
-from .optimizer.diff_lr import diff_lr_groups
+from .optimizer.from_arguments import optimizer_from_arguments, warn_if_maop_has_no_effect
 from .optimizer.maop import MAOPAdamW
 from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
 from .optimizer.weight_average import WeightAverage
@@ -57,38 +58,32 @@ class RosettaTrainer(WholeCheckpoints):
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
     - says from where a run goes on and what was changed, which takes effect, or is refused where it cannot;
-    - evaluates with the same noise each time, and reports each loss on its own as well.
+    - evaluates with the same noise each time, whatever the batch size, and reports each loss on its own as well.
 
     Args:
         args ([`RosettaTrainingArguments`])
         vae (`AutoencoderKLFlux2`, *optional*): makes the latents of batches that bring pixels in their place. It is
             frozen, and no part of the model.
-        kwargs: As for [`~transformers.Trainer`], without `compute_metrics` and `compute_loss_func`.
+        kwargs: As for [`~transformers.Trainer`], without `compute_metrics`, `compute_loss_func` and
+            `preprocess_logits_for_metrics`. An optimizer in `optimizers` is taken as it is; one that
+            `optimizer_cls_and_kwargs` says gets the groups of DiffLR.
 
     Attributes:
         facts (`dict`): what a script knows of the run besides, by name, as JSON: compared when the run goes on.
 
     Raises:
-        ValueError: if `args` is of another class, for the arguments left out, and under `torch.nn.DataParallel`.
+        ValueError: if `args` is of another class, an argument would have no effect, or sharding is not FSDP2's.
     """
 
     args: RosettaTrainingArguments
 
     def __init__(self, model=None, args: RosettaTrainingArguments | None = None, vae=None, **kwargs):
-        if not isinstance(args, RosettaTrainingArguments):
-            raise ValueError(f"`args` must be RosettaTrainingArguments, got {type(args).__name__}.")
-        for name in ("compute_metrics", "compute_loss_func"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"`{name}` must be None: RosettaTrainer trains on and evaluates the model's losses.")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"`args.n_gpu` must be at most 1, got {args.n_gpu}: images cannot be scattered by "
-                "`torch.nn.DataParallel`. Start one process a GPU with `accelerate launch`."
-            )
+        check_arguments(args, kwargs)
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns of it
         super().__init__(model, args, **kwargs)
-        self._check_sharding()
+        check_parallelism(self.accelerator, self.is_fsdp_enabled)
+        reduce_in_fp32(self.accelerator)
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         self.vae = None if vae is None else vae.to(args.device).eval().requires_grad_(False)
@@ -109,25 +104,21 @@ class RosettaTrainer(WholeCheckpoints):
             find_optimizer_state(args.optimizer_state_from)
         self._training_figures = TrainingFigures(self.model.config, args.device)
         self._has_targets = False
-        self._evaluation_figures = TrainingFigures(self.model.config, args.device)
+        self._evaluation_figures = EvaluationFigures(self.model.config, args.device)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with MAOP over the parameter groups of DiffLR."""
+        """AdamW with MAOP over the parameter groups of DiffLR, or what `optimizer_cls_and_kwargs` says, see
+        [`optimizer_from_arguments`]."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            _, adamw_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            decaying = None if self.args.decay_all_parameters else set(self.get_decay_parameter_names(model))
-            groups = diff_lr_groups(
-                model,
-                self.model.config,
-                learning_rate=self.args.learning_rate,
-                generation_learning_rate=self.args.generation_learning_rate,
-                weight_decay=self.args.weight_decay,
-                decay_parameter_names=decaying,
-                latent_projections_at_generation_rate=self.args.latent_projections_at_generation_rate,
-                maop=self.args.maop,
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, model)
+            chosen = (MAOPAdamW, {"maop_granularity": self.args.maop_granularity, **adamw})
+            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or chosen
+            names = self.get_decay_parameter_names(model)
+            self.optimizer = optimizer_from_arguments(
+                model, self.model.config, self.args, names, optimizer_class, **kwargs
             )
-            self.optimizer = MAOPAdamW(groups, maop_granularity=self.args.maop_granularity, **adamw_kwargs)
+        warn_if_maop_has_no_effect(self._plain_optimizer, self.args)
         return self.optimizer
 
     def get_train_dataloader(self):
@@ -281,13 +272,15 @@ class RosettaTrainer(WholeCheckpoints):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
         own_counts = count_targets(inputs, self.model.config)
         counts = own_counts if num_items_in_batch is None else num_items_in_batch
+        noise = (self.args.logit_mean, self.args.logit_std, self._noise)
         outputs = model(
-            **noised_batch(inputs, self.model.config, self.args.logit_mean, self.args.logit_std, self._noise),
+            **noised_batch(inputs, self.model.config, *noise, one_by_one=not model.training),
             num_text_targets=counts[0],
             num_latent_images=counts[1],
             num_feature_targets=dict(zip(self._generated_features, counts[2:], strict=True)),
             shield_shared_expert=model.training and self.is_shielding,
             use_cache=False,
+            output_router_logits=not model.training,
         )
         loss = outputs.loss
         if num_items_in_batch is not None:
@@ -311,13 +304,15 @@ class RosettaTrainer(WholeCheckpoints):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """As transformers', with the losses, the capacity rates and the counts behind them among the metrics."""
+        """As transformers', with the losses, the capacity rates and the counts behind them among the metrics. The loss
+        is that of the samples as a whole, however they are batched; not finite if that of a batch is not."""
         self._noise.manual_seed(self._noise_seed("evaluation"))
+        self._evaluation_figures.read(self.accelerator)  # what an evaluation that failed has left
         with self._throughput.paused() if self.is_in_train else contextlib.nullcontext():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             figures = self._evaluation_figures.read(self.accelerator)
-        for unit in UNSEEN_UNITS:
-            del figures[unit]
+        if not math.isfinite(output.metrics.get(f"{metric_key_prefix}_loss", math.nan)):
+            figures["loss"] = math.nan
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
 
@@ -388,22 +383,6 @@ class RosettaTrainer(WholeCheckpoints):
             token=token or self.args.hub_token,
             **kwargs,
         )
-
-    def _check_sharding(self):
-        if self.is_deepspeed_enabled:
-            raise ValueError("DeepSpeed was asked for, but models are sharded by FSDP2 only.")
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        for name in ("tp_size", "cp_size", "sp_size"):
-            if (size := getattr(parallelism, name, 1)) > 1:
-                raise ValueError(f"`parallelism_config`: `{name}` must be 1, got {size}: only data are parallel here.")
-        if self.is_fsdp_enabled:
-            if (version := self.accelerator.state.fsdp_plugin.fsdp_version) != 2:
-                raise ValueError(f"`fsdp_version` must be 2, got {version}.")
-        elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"FSDP was asked for, but accelerate does not shard on {self.args.device.type!r} devices; it would "
-                "replicate the model instead. Leave FSDP out there."
-            )
 
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.

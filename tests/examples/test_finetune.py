@@ -1,16 +1,23 @@
 """Fine-tuning on a folder of images: what is trained, what is left alone, and that the result draws."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 
-from examples.finetune import load_images, main
-from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline
+from examples import finetune
+from examples.finetune import encode, main
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, encode_images
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
+from trainer.data.image_folder import find_images
+from trainer.stages.adapter_card import adapter_card
 
 
 NUM_IMAGES = 4
@@ -37,10 +44,11 @@ def images(tmp_path):
     return folder
 
 
-def _finetune(released, images, tmp_path, train):
+def _finetune(released, images, tmp_path, train, *options):
     main(
         f"--model {released} --images {images} --train {train} --output_dir {tmp_path / 'out'} --max_steps 2 "
         "--per_device_train_batch_size 2 --warmup_steps 1 --use_cpu --disable_tqdm True --save_strategy no".split()
+        + list(options)
     )
     return tmp_path / "out"
 
@@ -77,28 +85,104 @@ def test_adapter_loads_on_the_released_pipeline(released, images, tmp_path):
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_captions_may_stand_beside_the_images(images):
-    captions = [caption for _, caption in load_images(images, "text")]
-    assert captions == [f"stone {number}" for number in range(NUM_IMAGES)]
-    (images / "metadata.jsonl").unlink()
-    with pytest.raises(ValueError, match="no text beside 0.png"):
-        load_images(images, "text")
-    for number in range(NUM_IMAGES):
-        (images / f"{number}.txt").write_text(f"stone {number}\n")
-    assert [caption for _, caption in load_images(images, "text")] == captions
+def test_adapter_has_a_card(released, images, tmp_path):
+    adapter = _finetune(released, images, tmp_path, "lora", "--lora_rank", "2") / "adapter"
+    card = ModelCard.load(adapter / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-to-image")
+    assert card.data.base_model is None and str(tmp_path) not in card.content  # a folder is nobody's business
+    assert (
+        "LoRA of rank 2" in card.text
+        and "2 steps on 4 images" in card.text
+        and "`learning_rate` | 0.0001" in card.text
+    )
+    card = adapter_card("owner/name", {"steps": 1, "data": None, "hyperparameters": {}}, rank=4)
+    assert card.data.base_model == "owner/name" and 'from_pretrained("owner/name"' in card.text
+    assert "pipeline.transformer.load_adapter(" in card.text
+
+
+def test_goes_on_where_it_was_interrupted(released, images, tmp_path):
+    def run(name, *options):
+        settings = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2")
+        folder = _finetune(released, images, tmp_path / name, "vae", *settings, *options)
+        return load_file(folder / "model" / "model.safetensors")
+
+    for file in images.glob("metadata.*"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [{**line, "text": [line["text"], "a stone", "any"]} for line in lines]  # drawn by the seed
+        file.write_text("\n".join(map(json.dumps, lines)))
+    whole = run("whole")
+    checkpoint = tmp_path / "whole" / "out" / "checkpoint-2"
+    shutil.copytree(checkpoint, tmp_path / "interrupted" / "out" / "checkpoint-2")
+    for resumed in (run("interrupted"), run("another", "--resume_from_checkpoint", str(checkpoint))):
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    log = json.loads((tmp_path / "another" / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert log["global_step"] == 4 and not (tmp_path / "another" / "out" / "checkpoint-2").exists()
+
+
+def test_images_are_read_some_at_a_time_and_named_if_they_cannot_be(images, monkeypatch, capsys):
+    pipeline = tiny_pipeline(latent_prefix=False)
+    files = [file for file, _ in find_images(images, "text")]
+    expected = [encode_images(pipeline.vae, pipeline.processor.preprocess_vae_image(file)[None])[0] for file in files]
+    alive = []
+    monkeypatch.setattr(
+        finetune, "encode_images", lambda vae, pixels: alive.append(len(pixels)) or encode_images(vae, pixels)
+    )
+    monkeypatch.setattr(finetune, "IMAGES_AT_A_TIME", 3)
+    latents = encode(files, pipeline.processor, pipeline.vae)
+    for one, other in zip(latents, expected, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.untyped_storage().nbytes() == one.nbytes
+    assert max(alive) <= 3 and sum(alive) == len(files)
+    assert "4/4" in capsys.readouterr().err.rpartition("Encoding images")[2]
+
+    files[2].write_bytes(files[2].read_bytes()[:-40])
+    with pytest.raises(ValueError, match="`images`: '.*2.png' cannot be read as an image"):
+        encode(files, pipeline.processor, pipeline.vae)
+
+
+def test_each_process_reads_its_share(images, monkeypatch):
+    pipeline = tiny_pipeline(latent_prefix=False)
+    files = [file for file, _ in find_images(images, "text")]
+    expected = encode(files, pipeline.processor, pipeline.vae, disable_tqdm=True)
+    read = []
+    for rank in range(3):
+        state = SimpleNamespace(process_index=rank, num_processes=3)
+        monkeypatch.setattr(finetune, "PartialState", lambda state=state: state)
+        monkeypatch.setattr(finetune, "gather_object", lambda own: read.extend(own) or list(enumerate(expected)))
+        encode(files, pipeline.processor, pipeline.vae, disable_tqdm=True)
+    assert sorted(index for index, _ in read) == list(range(len(files)))
+    for index, latents in read:
+        torch.testing.assert_close(latents, expected[index])
+
+
+def test_a_photo_is_trained_as_it_is_seen(images):
+    pipeline = tiny_pipeline(latent_prefix=False)
+    upright = Image.open(images / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    sideways = images / "sideways.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(sideways, exif=exif)
+    upright.convert("RGBA").save(images / "rgba.png")
+    latents = encode([images / "0.png", sideways, images / "rgba.png"], pipeline.processor, pipeline.vae, True)
+    assert torch.equal(latents[0], latents[1]) and torch.equal(latents[0], latents[2])
 
 
 def test_errors(images, tmp_path):
-    with pytest.raises(ValueError, match="`caption_column`: .*'image', 'text'"):
-        load_images(images, "caption")
-    with pytest.raises(ValueError, match="`images` must be a folder"):
-        load_images(tmp_path / "none", "text")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="must hold images"):
-        load_images(tmp_path / "empty", "text")
+    (images / "3.png").write_bytes(b"no image")
     for arguments, sentence in (
         (["--images", str(tmp_path / "none")], "^`images` must be a folder"),
         (["--images", str(images)], "^`model`: '.*no_model' cannot be fine-tuned"),
+        (
+            ["--images", str(images), "--resume_from_checkpoint", "nowhere"],
+            "^`resume_from_checkpoint` must be the fold",
+        ),
     ):
         with pytest.raises(SystemExit, match=sentence):
             main(["--model", str(tmp_path / "no_model"), *arguments])
+
+
+def test_a_bad_image_ends_it_with_its_name(released, images, tmp_path):
+    (images / "3.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="^`images`: '.*3.png' cannot be read as an image: its format is not known"):
+        _finetune(released, images, tmp_path, "vae")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from trainer import flow_matching_targets, sample_timesteps
+from trainer.flow_matching import feature_flow_targets
 
 
 GRIDS = torch.tensor([[2, 3], [1, 1], [4, 2]])
@@ -45,6 +46,24 @@ def test_same_generator_same_draw():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     other = flow_matching_targets(LATENTS, GRIDS, generator=torch.Generator().manual_seed(1))
     assert not torch.equal(first[0], other[0])
+
+
+def test_one_by_one_each_gets_the_same_in_any_company():
+    settings = {"logit_mean": 0.5, "logit_std": 2.0, "one_by_one": True}
+    together = flow_matching_targets(LATENTS, GRIDS, generator=_generator(), **settings)
+    generator = _generator()
+    apart = [
+        flow_matching_targets(latents, grid[None], generator=generator, **settings)
+        for latents, grid in zip(LATENTS.split(TOKENS), GRIDS, strict=True)
+    ]
+    assert all(torch.equal(whole, torch.cat(parts)) for whole, *parts in zip(together, *apart, strict=True))
+    assert together[1].unique().numel() == 3
+    clips = torch.tensor([0] * 6 + [1] + [2] * 8)
+    noisy, timesteps, velocity = feature_flow_targets(LATENTS, clips, generator=_generator(), **settings)
+    assert torch.equal(noisy, together[0]) and torch.equal(velocity, together[2])
+    assert torch.equal(timesteps, together[1][clips])
+    none = flow_matching_targets(LATENTS[:0], GRIDS[:0], **settings)
+    assert [tuple(part.shape) for part in none] == [(0, 4), (0,), (0, 4)]
 
 
 def test_low_precision_latents_give_fp32():

@@ -15,6 +15,7 @@ ORDER = [
     "trainer.flow_matching",
     "trainer.optimizer",
     "trainer.training_arguments",
+    "trainer.checks",
     "trainer.data",
     "trainer.figures",
     "trainer.checkpoints",

@@ -161,9 +161,21 @@ def _train_in_bfloat16(folder):
     assert seen == {"attention": torch.bfloat16, "router": torch.float32}
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert training_logs(trainer)[-1]["text_loss"] < 5
+    _assert_not_rounded(trainer)
 
 
-def test_bfloat16_leaves_routers_in_fp32(tmp_path):
+def _assert_not_rounded(trainer):
+    """Losses and router logits are not rounded on their way out of the model, nor gradients between ranks."""
+    policy = trainer.model._get_fsdp_state()._mp_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
+    for figure in (loss, outputs.text_loss, outputs.flow_loss, outputs.router_logits[0]["text"]):
+        assert figure.dtype == torch.float32 and not torch.equal(figure, figure.bfloat16().float())
+
+
+def test_bfloat16_leaves_routers_and_losses_in_fp32(tmp_path):
     run_on_ranks(_train_in_bfloat16, 2, tmp_path)
 
 

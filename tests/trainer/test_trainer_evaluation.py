@@ -1,7 +1,11 @@
 """Evaluation: each loss on its own, exact, with the same noise each time."""
 
+import math
+
 import pytest
 import torch
+
+from modeling_rosetta import RosettaConfig
 
 
 def _losses(metrics):
@@ -24,6 +28,64 @@ def test_loss_is_the_models(tiny_model, records, trainer_of, collate):
     metrics = trainer_of(model, eval_dataset=dataset, per_device_eval_batch_size=8).evaluate()
     with torch.no_grad():
         assert metrics["eval_loss"] == pytest.approx(model.eval()(**collate(dataset)).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("noisy", [True, False], ids=["noise in the data", "noise drawn"])
+def test_losses_do_not_depend_on_the_batch_size(noisy, tiny_model, records, trainer_of):
+    model, dataset = tiny_model(flow_loss_coef=10.0, router_aux_loss_coef=0.5), records(10, noisy=noisy)
+    dataset[9]["labels"][:] = -100  # an image alone
+    each = [
+        _losses(trainer_of(model, eval_dataset=dataset, per_device_eval_batch_size=size).evaluate())
+        for size in (1, 3, 4, 10)
+    ]
+    assert each[:3] == [pytest.approx(each[3], rel=1e-5)] * 3
+    total = each[3]["eval_text_loss"] + 10 * each[3]["eval_flow_loss"] + 0.5 * each[3]["eval_aux_loss"]
+    assert each[3]["eval_loss"] == pytest.approx(total)
+
+
+@pytest.mark.parametrize("variant", [RosettaConfig, RosettaConfig.moe, RosettaConfig.mot])
+def test_balance_loss_is_that_of_all_tokens_but_padding(variant, tiny_model, records, trainer_of, collate):
+    model, dataset = tiny_model(variant), records(8, noisy=True)
+    batch = collate(dataset)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][1::3, -4:] = 0
+    batch["labels"][1::3, -4:] = -100
+    with torch.no_grad():
+        outputs = model.eval()(**batch)
+    rows = [{"row": row} for row in range(8)]
+
+    def collated(samples):
+        chosen = [sample["row"] for sample in samples]
+        images = [row // 3 for row in chosen if row % 3 == 0]
+        picked = {key: batch[key][chosen] for key in ("input_ids", "token_type_ids", "labels", "attention_mask")}
+        if images:
+            tokens = [4 * image + token for image in images for token in range(4)]
+            picked |= {key: batch[key][tokens] for key in ("noisy_latents", "velocity_labels")}
+            picked |= {key: batch[key][images] for key in ("timesteps", "latent_grid_hw")}
+        return picked
+
+    for size in (1, 3, 8):
+        trainer = trainer_of(model, eval_dataset=rows, data_collator=collated, per_device_eval_batch_size=size)
+        metrics = trainer.evaluate()
+        assert metrics["eval_aux_loss"] == pytest.approx(outputs.aux_loss.item(), rel=1e-5)
+        assert metrics["eval_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+        assert trainer.evaluate()["eval_aux_loss"] == metrics["eval_aux_loss"]
+
+
+def test_a_loss_that_is_not_finite_is_seen(tiny_model, records, trainer_of):
+    dataset = records(8, noisy=True)
+    dataset[3]["velocity_labels"][0, 0] = math.inf
+    metrics = trainer_of(tiny_model(), eval_dataset=dataset, per_device_eval_batch_size=2).evaluate()
+    assert not math.isfinite(metrics["eval_loss"])
+
+
+def test_an_evaluation_that_failed_leaves_nothing_behind(tiny_model, records, trainer_of):
+    dataset = records(8, noisy=True)
+    trainer = trainer_of(tiny_model(), eval_dataset=dataset, per_device_eval_batch_size=4)
+    expected = _losses(trainer.evaluate())
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.evaluate([*dataset[4:], {"labels": dataset[0]["labels"]}])
+    assert _losses(trainer.evaluate()) == expected
 
 
 def test_noise_is_the_same_each_time(tiny_model, records, trainer_of):

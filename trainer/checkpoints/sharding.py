@@ -1,5 +1,6 @@
 """FSDP2 under accelerate: what a Rosetta needs besides."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,16 @@ def run_idle_parts(model: nn.Module):
             module.runs_idle_parts = True
 
 
+def reduce_in_fp32(accelerator: Accelerator):
+    """Has gradients added up over the ranks in fp32, and what modules return, losses among it, left as it is.
+    accelerate would have both in the precision of the products. To be called before it shards."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    policy = None if plugin is None else plugin.mixed_precision_policy
+    if policy is not None and policy.param_dtype is not None:
+        policy = dataclasses.replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+        plugin.mixed_precision_policy = policy
+
+
 def unsharded_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel | None:
     """
     The whole model, gathered into the memory of the main process. All processes must call this.
@@ -109,4 +120,4 @@ def _name_without_adapters(name: str) -> str | None:
     return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
 
 
-__all__ = ["routers_in_fp32", "run_idle_parts", "unsharded_model"]
+__all__ = ["reduce_in_fp32", "routers_in_fp32", "run_idle_parts", "unsharded_model"]

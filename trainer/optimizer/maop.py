@@ -1,7 +1,9 @@
 """Momentum-Anchored Orthogonal Projection (MAOP): AdamW whose gradients never oppose its momentum."""
 
 import re
+import warnings
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import reduce
 
 import torch
@@ -18,7 +20,8 @@ SLICE_NUMEL = 2**20
 _LAYER_NAME = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 
 # Keys of a parameter group that describe the parameters rather than the progress of the run.
-_STRUCTURE = ("name", "maop", "param_names")
+_STRUCTURE = ("name", "maop", "maop_granularity", "param_names")
+_FLAGS = ("maop", "maop_enabled")
 
 
 class MAOPAdamW(torch.optim.AdamW):
@@ -31,17 +34,20 @@ class MAOPAdamW(torch.optim.AdamW):
 
     It applies to the parameter groups that carry `maop=True`; a group's `maop_enabled` (default `True`) turns it off
     and on between steps. It changes `.grad` in place, keeps no copy of a gradient or a momentum, never waits for the
-    device, and on sharded gradients (`DTensor`) needs one all-reduce of scalars per sharded mesh dimension.
+    device, and on sharded gradients (`DTensor`) needs one all-reduce of scalars per sharded mesh dimension. Where no
+    group, nor `maop`, says whether it applies, it warns that it is AdamW.
 
     Args:
         params: As for [`torch.optim.AdamW`]: parameters, named parameters or parameter groups.
+        maop (`bool`, *optional*): Whether it applies to the groups that do not say so themselves; by default not.
         maop_granularity (`str`, defaults to `"tensor"`): What is projected as one vector: each `"tensor"`; the tensors
             of a `"layer"`, that is, whose names agree up to the first number (needs named parameters); or all of them
-            (`"global"`).
+            (`"global"`). A group may have its own.
         kwargs: As for [`torch.optim.AdamW`].
 
     Raises:
-        ValueError: for an unknown granularity, for `"layer"` without names, and for `maximize` in a MAOP group.
+        ValueError: for an unknown granularity, a flag that is no bool, a key of a group that looks like a mistyped
+            flag, and in a MAOP group for `maximize` and for `"layer"` without names.
 
     Example:
 
@@ -50,20 +56,33 @@ class MAOPAdamW(torch.optim.AdamW):
     ```
     """
 
-    def __init__(self, params, *args, maop_granularity: str = "tensor", **kwargs):
-        if maop_granularity not in GRANULARITIES:
-            raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {maop_granularity!r}.")
+    def __init__(self, params, *args, maop: bool | None = None, maop_granularity: str = "tensor", **kwargs):
+        own = {"maop": False if maop is None else maop, "maop_granularity": maop_granularity}
+        _check_values(own)
         super().__init__(params, *args, **kwargs)
         self._figures = None
-        self.defaults["maop_granularity"] = maop_granularity
+        nobody_says = maop is None and not any("maop" in group for group in self.param_groups)
+        self.defaults.update(own)
         for group in self.param_groups:
-            if group.get("maop") and group["maximize"]:
-                raise ValueError("`maximize` must be False in a parameter group with `maop`, got True.")
-            if group.get("maop") and maop_granularity == "layer" and "param_names" not in group:
-                raise ValueError(
-                    "`params` must be named, as in `model.named_parameters()`, for `maop_granularity='layer'`; "
-                    "got parameters without names."
-                )
+            group.setdefault("maop", own["maop"])
+            self._check(group)
+        if nobody_says:
+            warnings.warn(
+                "No parameter group says `maop`: MAOPAdamW is AdamW. Give the groups to project `'maop': True`, or "
+                "all of them `maop=True`; `maop=False` is AdamW without this warning.",
+                stacklevel=2,
+            )
+
+    def add_param_group(self, param_group):
+        """As torch's, with the errors of the constructor; a group with one is not added."""
+        super().add_param_group(param_group)
+        if "maop" not in self.defaults:
+            return  # being constructed: all groups are checked when they are there
+        try:
+            self._check(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -136,11 +155,11 @@ class MAOPAdamW(torch.optim.AdamW):
 
     def _units(self) -> list[list[tuple[Tensor, Tensor]]]:
         """(gradient, momentum) of every tensor to look at, those that are projected as one vector together."""
-        granularity = self.defaults["maop_granularity"]
         units = {}
         for group in self.param_groups:
             if not (group.get("maop") and group.get("maop_enabled", True)):
                 continue
+            granularity = self._granularity(group)
             names = group.get("param_names", [""] * len(group["params"]))
             for name, param in zip(names, group["params"], strict=True):
                 momentum = self.state.get(param, {}).get("exp_avg")
@@ -149,6 +168,30 @@ class MAOPAdamW(torch.optim.AdamW):
                 unit = {"tensor": param, "layer": _layer_name(name), "global": None}[granularity]
                 units.setdefault(unit, []).append((param.grad, momentum))
         return list(units.values())
+
+    def _granularity(self, group: dict) -> str:
+        return group.get("maop_granularity", self.defaults["maop_granularity"])
+
+    def _check(self, group: dict):
+        for key in group.keys() - {*self.defaults, *_FLAGS}:
+            if "maop" in str(key).lower() or get_close_matches(str(key).lower(), ["maop"], cutoff=0.75):
+                raise ValueError(f"A parameter group has the key {key!r}; MAOP's are {(*_FLAGS, 'maop_granularity')}.")
+        _check_values(group)
+        if group["maop"] and group["maximize"]:
+            raise ValueError("`maximize` must be False in a parameter group with `maop`, got True.")
+        if group["maop"] and self._granularity(group) == "layer" and "param_names" not in group:
+            raise ValueError(
+                "`params` must be named, as in `model.named_parameters()`, for `maop_granularity='layer'`; "
+                "got parameters without names."
+            )
+
+
+def _check_values(options: dict):
+    for flag in _FLAGS:
+        if not isinstance(options.get(flag, False), bool):
+            raise ValueError(f"`{flag}` must be True or False, got {options[flag]!r}.")
+    if options.get("maop_granularity", "tensor") not in GRANULARITIES:
+        raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {options['maop_granularity']!r}.")
 
 
 def _layer_name(name: str) -> str:
