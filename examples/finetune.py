@@ -39,16 +39,17 @@ from trainer import (  # noqa: E402
     RosettaDataCollator,
     RosettaTrainer,
     RosettaTrainingArguments,
-    last_complete_checkpoint,
     train_backbone,
     train_token_types,
     training_record,
 )
+from trainer.checkpoints.folders import checkpoint_to_resume, set_aside  # noqa: E402
 from trainer.checkpoints.sharding import unsharded_model  # noqa: E402
 from trainer.data.image_folder import find_images  # noqa: E402
 from trainer.stages.adapter_card import adapter_card  # noqa: E402
 from trainer.stages.lora import lora_config  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
+from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
 
 
 DEFAULTS = {
@@ -129,6 +130,17 @@ def load(name: str) -> tuple[RosettaForCausalLMAndImageGeneration, RosettaProces
     return model, processor, AutoencoderKLFlux2.from_pretrained(name, subfolder="vae").eval()
 
 
+def run_facts(options: FineTuning, captioned: list[tuple[Path, list[str]]]) -> dict:
+    """What a run that goes on is compared by, besides its arguments."""
+    sources = repr([(file.name, captions) for file, captions in captioned])
+    return {
+        "model": options.model,
+        "train": options.train,
+        "sources": f"{len(captioned)} images, {hashlib.sha256(sources.encode()).hexdigest()[:16]}",
+        "prompt_dropout": options.prompt_dropout,
+    }
+
+
 def main(arguments: list[str] | None = None):
     parser = HfArgumentParser([FineTuning, RosettaTrainingArguments], allow_abbrev=False)
     parser.set_defaults(**DEFAULTS)
@@ -137,11 +149,12 @@ def main(arguments: list[str] | None = None):
         training.learning_rate = LEARNING_RATES[options.train]
     try:
         captioned = find_images(options.images, options.caption_column)
+        checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
+        facts = run_facts(options, captioned)
+        if checkpoint is not None:
+            refuse_changes(checkpoint, {**facts, **training_facts(training)})
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
-    checkpoint = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
-    if checkpoint is not None and not Path(checkpoint).is_dir():
-        raise SystemExit(f"`resume_from_checkpoint` must be the folder of a checkpoint, '{checkpoint}' is none.")
     try:
         model, processor, vae = load(options.model)
     except (OSError, ValueError) as error:
@@ -166,13 +179,10 @@ def main(arguments: list[str] | None = None):
         data_collator=RosettaDataCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
     )
-    sources = [(file.name, texts) for file, texts in captioned]
-    trainer.facts = {
-        "model": options.model,
-        "train": options.train,
-        "sources": f"{len(files)} images, {hashlib.sha256(repr(sources).encode()).hexdigest()[:16]}",
-        "prompt_dropout": options.prompt_dropout,
-    }
+    trainer.facts = facts
+    if checkpoint is not None and PartialState().is_main_process:
+        if aside := set_aside(training.output_dir, checkpoint):
+            print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(
