@@ -87,7 +87,7 @@ def read_files(files: list[tuple], kind: str, columns: tuple[str, ...], kept: tu
     """The records of [`open_files`]."""
     empty = dict.fromkeys(MEMBERS if kind == "tar" else LINES)
     for name, *_ in files:
-        with fsspec.open(name, "rb", compression=COMPRESSIONS.get(Path(name).suffix.lower())) as file:
+        with _opened(name) as file:
             if kind == "tar":
                 records = _groups(file, columns, kept)
             elif kind == "json":
@@ -109,6 +109,11 @@ def read_files(files: list[tuple], kind: str, columns: tuple[str, ...], kept: tu
                         raise
                     last, record = f"all after {last}", {PROBLEM: f"{type(error).__name__}, {error}"}
                 yield {**empty, PLACE: _printable(f"{name}, {last}"), **record}
+
+
+def _opened(name: str):
+    # Not `fsspec.open`, to which some characters of a path mean something.
+    return fsspec.filesystem("file").open(name, "rb", compression=COMPRESSIONS.get(Path(name).suffix.lower()))
 
 
 def _printable(text: str) -> str:
@@ -158,7 +163,7 @@ def _rows(lines: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[str, dict]]
 
 
 def _holds_a_list(name: str) -> bool:
-    with fsspec.open(name, "rb", compression=COMPRESSIONS.get(Path(name).suffix.lower())) as file:
+    with _opened(name) as file:
         try:
             start = file.read(1 << 16).decode("utf-8", "replace").lstrip(BOM).lstrip()
         except DAMAGE:
