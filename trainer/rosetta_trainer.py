@@ -2,12 +2,12 @@
 
 import contextlib
 import math
+import os
 import random
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
 
 from .checkpoints.adapters import check_adapters_hold_what_is_trained
 from .checkpoints.changed_arguments import hyperparameters, take_up
@@ -17,6 +17,7 @@ from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import encode_pixels
+from .data.loader import EpochOfStream
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
 from .figures.flops import peak_flops, training_flops
@@ -32,13 +33,6 @@ from .stages.repository import publish
 from .stages.run_description import RunDescription, model_facts, training_facts
 from .stages.training_record import recorded_arguments
 from .training_arguments import RosettaTrainingArguments
-
-
-class EpochOfStream(TrainerCallback):
-    """A stream has no end: its epoch is the share of the run's steps that were made, by whichever processes."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        state.epoch = state.global_step / state.max_steps
 
 
 class RosettaTrainer(WholeCheckpoints):

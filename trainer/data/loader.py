@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from .bad_records import REASONS
 from .source import TASKS
@@ -146,4 +147,11 @@ class _RowCollator:
         return batch, rows[-1].worker, rows[-1].position, [record for row in rows for record in row.bad_records]
 
 
-__all__ = ["StreamLoader"]
+class EpochOfStream(TrainerCallback):
+    """A stream has no end: its epoch is the share of the run's steps that were made, by whichever processes."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step / state.max_steps
+
+
+__all__ = ["EpochOfStream", "StreamLoader"]
