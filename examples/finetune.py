@@ -46,8 +46,8 @@ from trainer import (  # noqa: E402
 from trainer.checkpoints.folders import checkpoint_to_resume, set_aside  # noqa: E402
 from trainer.checkpoints.sharding import unsharded_model  # noqa: E402
 from trainer.data.image_folder import find_images  # noqa: E402
+from trainer.lora import lora_config  # noqa: E402
 from trainer.stages.adapter_card import adapter_card  # noqa: E402
-from trainer.stages.lora import lora_config  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
 from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
 

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 from inspect import signature
-from numbers import Integral, Real
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -133,97 +132,17 @@ class RosettaPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def check_inputs(
-        self,
-        prompt,
-        num_inference_steps,
-        sigmas,
-        guidance_scale,
-        num_images_per_prompt,
-        generator,
-        latents,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ):
-        """Raises a `ValueError` that names the argument; prompts and sizes are the processor's to check."""
-        for name in ("transformer", "processor", "scheduler"):
-            if getattr(self, name) is None:
-                raise ValueError(f"`{name}` must be part of the pipeline to draw, it is None.")
-        if self.transformer.config.token_type_index("noisy_latents") is None:
-            names = [token_type["name"] for token_type in self.transformer.config.token_types]
-            raise ValueError(f"`transformer` must have a token type that is drawn (`noisy_latents`), got {names}.")
-        self._check_scheduler()
-        if not isinstance(prompt, (str, list, tuple)) or len(prompt) == 0 and not isinstance(prompt, str):
-            raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
-        counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
-        for name, value in counts.items():
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if sigmas is not None:
-            steps = np.asarray([*map(float, sigmas), 0.0])
-            if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
-                raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
-        if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if output_type != "latent" and self.vae is None:
-            raise ValueError(f"`output_type` must be 'latent' without a `vae`, got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got "
-                f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
-            )
-        num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
-        generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)
-        if not all(isinstance(one, torch.Generator) for one in generators):
-            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
-        if isinstance(generator, list | tuple) and len(generator) != num_images:
-            raise ValueError(
-                f"`generator` must be one generator or one for each of the {num_images} images, got {len(generator)}."
-            )
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"`latents` must be a tensor, got {type(latents).__name__}.")
-        if self.transformer.training:
-            raise ValueError("`transformer` is in training mode: call `pipe.transformer.eval()`.")
+    def check_inputs(self, *arguments):
+        """Raises a `ValueError` that names the argument: see [`~drawing_checks_rosetta.check_inputs`]."""
+        from .drawing_checks_rosetta import check_inputs
 
-    def _check_scheduler(self):
-        config = self.scheduler.config
-        if (
-            config.get("prediction_type", "flow_prediction") != "flow_prediction"
-            or not config.get("use_flow_sigmas", True)
-            or config.get("invert_sigmas", False)
-            or not hasattr(self.scheduler, "sigmas")
-        ):
-            raise ValueError(
-                "`scheduler` must be one for flow matching, from noise to data: FlowMatchEulerDiscreteScheduler or "
-                'another with `use_flow_sigmas=True` and `prediction_type="flow_prediction"`, got '
-                f"{type(self.scheduler).__name__} with {config.get('prediction_type')!r}."
-            )
+        check_inputs(self, *arguments)
 
     def set_times(self, num_inference_steps: int, sigmas, num_tokens: int, device: torch.device):
-        """
-        Sets the scheduler's times, from noise to data; `num_tokens` are those of an image, for its dynamic shift.
+        """Sets the scheduler's times; an image has `num_tokens`. See [`~flow_scheduler_rosetta.set_times`]."""
+        from .flow_scheduler_rosetta import set_times
 
-        Raises:
-            ValueError: if `sigmas` are given, and the scheduler takes none; or it is none for flow matching.
-        """
-        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, retrieve_timesteps
-
-        config, shift = self.scheduler.config, {}
-        if config.get("use_dynamic_shifting", False):
-            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-            given = [config[name] for name in names if config.get(name) is not None]
-            shift["mu"] = calculate_shift(num_tokens, *(given if len(given) == len(names) else ()))
-        if sigmas is not None:
-            sigmas = np.asarray([*map(float, sigmas)])
-        elif "sigmas" in signature(self.scheduler.set_timesteps).parameters:
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # its own would be shifted twice
-        retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, **shift)
-        if self.scheduler.sigmas.max() > 1:
-            raise ValueError(f"`scheduler` must be one for flow matching, got {type(self.scheduler).__name__}.")
-        self.scheduler.set_begin_index(0)
+        set_times(self.scheduler, num_inference_steps, sigmas, num_tokens, device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
     def _lay_out(self, prompt, negative_prompt, height, width, max_sequence_length: int) -> dict[str, torch.Tensor]:

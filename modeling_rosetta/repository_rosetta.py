@@ -23,7 +23,14 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, P
 from transformers.dynamic_module_utils import custom_object_save
 
 
-CODE = ("pipeline.py", "latent_codec_rosetta.py", "repository_rosetta.py")  # what the model and processor do not bring
+# What the model and processor do not bring.
+CODE = (
+    "pipeline.py",
+    "drawing_checks_rosetta.py",
+    "flow_scheduler_rosetta.py",
+    "latent_codec_rosetta.py",
+    "repository_rosetta.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_rosetta.RosettaConfig",
     "AutoModel": "modeling_rosetta.RosettaModel",

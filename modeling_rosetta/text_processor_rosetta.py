@@ -35,7 +35,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name_or
     """
     vocab = tokenizer.get_vocab()
     own = sorted(set(vocab.values()) - set(tokenizer.get_added_vocab().values()))
-    words = "Words, and 1 number. " + tokenizer.decode(own[:50])
+    words = f"Words, and 1 number. {tokenizer.decode(own[:50])}"
     if not set(tokenizer(words, add_special_tokens=False)["input_ids"]) - {*tokenizer.all_special_ids}:
         raise ValueError(
             f"'{name_or_path}' has no tokenizer, or one that turns words into nothing. Save the model's tokenizer "

@@ -86,7 +86,8 @@ class RosettaTrainer(WholeCheckpoints):
         if isinstance(self.train_dataset, RosettaDataStream):
             args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
             self.add_callback(EpochOfStream())
-        self.facts, self.run = {}, None
+        self.facts: dict = {}
+        self.run: RunDescription | None = None
         self._stop = StopAtStepEnd(self) if args.enable_jit_checkpoint else None
         if self._stop is not None:
             self.add_callback(self._stop)

@@ -13,8 +13,10 @@ PACKAGES = ("modeling_rosetta", "trainer", "hub_upload")
 ORDER = [
     "modeling_rosetta",
     "trainer.flow_matching",
+    "trainer.lora",
     "trainer.optimizer",
     "trainer.training_arguments",
+    "trainer.checks",
     "trainer.checks",
     "trainer.data",
     "trainer.figures",

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
 from trainer import train_backbone, train_projectors
-from trainer.stages.lora import lora_config
+from trainer.lora import lora_config
 
 
 GLOBAL_BATCH = 24

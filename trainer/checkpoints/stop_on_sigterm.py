@@ -1,5 +1,7 @@
 """`enable_jit_checkpoint`: on SIGTERM the run saves and stops when its step is over."""
 
+from typing import Any
+
 import torch
 from transformers import Trainer
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
@@ -21,7 +23,8 @@ class StopAtStepEnd(JITCheckpointCallback):
     def __init__(self, trainer: Trainer):
         super().__init__()
         self.trainer = trainer
-        self.jit_manager = trainer.pop_callback(JITCheckpointCallback).jit_manager  # handles the signal already
+        callback: Any = trainer.pop_callback(JITCheckpointCallback)
+        self.jit_manager = callback.jit_manager  # handles the signal already
         self.has_stopped = False
 
     def on_train_begin(self, args, state, control, **kwargs):

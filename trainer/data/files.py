@@ -245,13 +245,13 @@ def _members(file, kept: tuple[str, ...]) -> Iterator[tuple[str | None, bytes | 
         def frombuf(cls, *args):
             try:
                 return super().frombuf(*args)
-            except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
                 damaged.append(error)  # which `TarFile` passes over
                 raise
 
     with tarfile.open(fileobj=file, mode="r|", tarinfo=Header, ignore_zeros=True) as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]
             if damaged:
                 yield None, f"{damaged[0]}"
                 damaged.clear()

@@ -83,7 +83,7 @@ class RunDescription:
 
     def __init__(self, facts: dict, arguments: dict):
         self.facts, arguments = _as_json(facts), _as_json(arguments)
-        self.history = [{"after": 0, "arguments": arguments}]
+        self.history: list[dict] = [{"after": 0, "arguments": arguments}]
 
     def go_on(self, checkpoint: str | os.PathLike) -> list[str]:
         """

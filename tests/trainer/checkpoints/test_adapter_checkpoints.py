@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tiny_training import tiny_model, training_logs
 
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
-from trainer.stages.lora import lora_config
+from trainer.lora import lora_config
 from trainer.stages.repository import save_repository_of
 
 

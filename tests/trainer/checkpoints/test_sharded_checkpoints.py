@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration
 from trainer import last_complete_checkpoint
 from trainer.checkpoints.folders import SAVING
-from trainer.stages.lora import lora_config
+from trainer.lora import lora_config
 
 
 KINDS = ("SHARDED_STATE_DICT", "FULL_STATE_DICT")

@@ -10,7 +10,7 @@ from modeling_rosetta import mount
 from tests.conftest import CONFIGS, TINY, sample, tiny_model
 from tests.modeling_rosetta.test_mounting import AUDIO
 from tests.modeling_rosetta.tiny_pipeline import noise, tiny_pipeline
-from trainer.stages.lora import lora_config
+from trainer.lora import lora_config
 
 
 DRAW = {"prompt": "a red stone", "num_inference_steps": 2, "output_type": "latent"}
