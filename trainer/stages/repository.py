@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_rosetta import RosettaPipeline
-from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory
+from modeling_rosetta.repository_rosetta import AUTO_MAP, staged_directory, weights_of_model
 
 from ..checkpoints.adapters import has_adapters
 from ..checkpoints.sharding import unsharded_model
@@ -96,8 +96,9 @@ def write_repository(
     type(model).register_for_auto_class("AutoModelForCausalLM")
     type(processor).register_for_auto_class()
     model.config.auto_map = dict(AUTO_MAP)
+    weights = weights_of_model(model)
     with staged_directory(folder) as staged:
-        model.save_pretrained(staged)
+        model.save_pretrained(staged, state_dict=weights, save_original_format=False)
         processor.save_pretrained(staged)
 
 
