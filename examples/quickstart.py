@@ -187,7 +187,7 @@ def main():
     train(
         "T2I",
         {"T2I": 0.6, "MMU": 0.25, "LM": 0.15},
-        num_steps=1500,
+        num_steps=2200,
         learning_rate=3e-3,
         generation_learning_rate=4e-3,
         latent_projections_at_generation_rate=True,

@@ -23,7 +23,11 @@ def test_functions_that_would_never_be_called(name, tmp_path, tiny_model):
         RosettaTrainer(tiny_model(), arguments, **{name: lambda *_: {}})
 
 
-@pytest.mark.parametrize("chosen", [torch.optim.SGD, (lambda: None, {}), ("adamw", {}), (torch.optim.SGD,)], ids=str)
+@pytest.mark.parametrize(
+    "chosen",
+    [torch.optim.SGD, (lambda: None, {}), ("adamw", {}), (torch.optim.SGD,)],
+    ids=["a class", "a function", "a name", "one thing"],
+)
 def test_no_class_of_optimizers(chosen, tmp_path, tiny_model):
     arguments = RosettaTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="`optimizer_cls_and_kwargs` must be a class of torch optimizers"):
