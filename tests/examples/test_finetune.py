@@ -175,7 +175,7 @@ def test_errors(images, tmp_path):
         (["--images", str(images)], "^`model`: '.*no_model' cannot be fine-tuned"),
         (
             ["--images", str(images), "--resume_from_checkpoint", "nowhere"],
-            "^`resume_from_checkpoint` must be the fold",
+            "^`resume_from_checkpoint`: 'nowhere' is no checkpoint",
         ),
     ):
         with pytest.raises(SystemExit, match=sentence):

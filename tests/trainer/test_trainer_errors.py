@@ -42,14 +42,13 @@ def test_data_parallel(tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
-def test_parallelism_of_other_kinds(name, trainer_of, tiny_model, monkeypatch):
-    trainer = trainer_of(tiny_model())
-    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(parallelism_config=SimpleNamespace(**{name: 2})))
+def test_parallelism_of_other_kinds(name):
+    accelerator = SimpleNamespace(distributed_type="NO", parallelism_config=SimpleNamespace(**{name: 2}))
     with pytest.raises(ValueError, match=f"`{name}` must be 1, got 2"):
-        trainer._check_sharding()
-    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+        check_parallelism(accelerator, is_fsdp_enabled=False)
+    accelerator.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(ValueError, match="DeepSpeed was asked for"):
-        trainer._check_sharding()
+        check_parallelism(accelerator, is_fsdp_enabled=False)
 
 
 def test_nothing_to_predict(tiny_model, records, trainer_of):
