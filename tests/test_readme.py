@@ -111,6 +111,8 @@ def test_shell_names_what_is_there(code, monkeypatch):
         monkeypatch.setattr(module, name, lambda *arguments, **options: ran.append(arguments) or [])
     for line in code.replace("\\\n", "").splitlines():
         match shlex.split(line.replace("$stage", "1_lm"), comments=True):
+            case ["export", *settings]:
+                assert all(re.fullmatch(r"\w+=\w+", setting) for setting in settings)
             case ["make", *targets]:
                 rules = re.findall(r"^(\w+):", (TOP / "Makefile").read_text(), re.MULTILINE)
                 assert targets and set(targets) <= set(rules)
