@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 
 from ..data import RosettaDataStream
 from ..data.collator import RosettaDataCollator
+from ..optimizer.maop import MAOPAdamW
 
 
 RECORD_NAME = "training.json"
@@ -40,6 +41,11 @@ HYPERPARAMETERS = (
     "seed",
     "data_seed",
 )
+# Those of them that say nothing of an optimizer that the arguments did not make.
+OF_MAOP_ADAMW = (
+    *("generation_learning_rate", "latent_projections_at_generation_rate", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "weight_decay", "decay_all_parameters", "maop", "maop_granularity"),
+)
 NUM_LOGS = 100  # of a stage, so that the file stays small
 NOT_RESULTS = ("runtime", "per_second", "jit_compilation_time")
 
@@ -60,13 +66,19 @@ def training_record(
     Returns:
         `dict`: `stage`, `data`, `steps` and `epochs` that were trained (`None` of a stream, which mixes sources of
         different lengths), `hyperparameters` (the arguments that these steps were trained with, in words where they
-        were changed on the way, and `max_length` and `packed` of the rows), `trained_parameters`, `processes`,
+        were changed on the way, and `max_length` and `packed` of the rows; of an optimizer of one's own its class and
+        rates), `trained_parameters`, `processes`,
         `device`, `versions` of the libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`,
         evenly chosen, the last among them.
     """
     steps = trainer.state.global_step
     arguments = recorded_arguments(trainer.args) if trainer.run is None else trainer.run.arguments_at(steps)
     hyperparameters = {name: value for name, value in arguments.items() if value is not None}
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    if optimizer is not None and not isinstance(optimizer, MAOPAdamW):
+        hyperparameters = {name: value for name, value in hyperparameters.items() if name not in OF_MAOP_ADAMW}
+        rates = sorted({group.get("initial_lr", group["lr"]) for group in optimizer.param_groups})
+        hyperparameters |= {"optim": type(optimizer).__name__, "learning_rate": rates[0] if len(rates) == 1 else rates}
     is_stream = isinstance(trainer.train_dataset, RosettaDataStream)
     if is_stream or isinstance(trainer.data_collator, RosettaDataCollator):
         hyperparameters["max_length"] = (trainer.train_dataset if is_stream else trainer.data_collator).max_length

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from modeling_rosetta import RosettaConfig
 from trainer import load_training_record, save_training_record, training_record
@@ -24,6 +25,17 @@ def test_a_stage_is_recorded(trained):
     assert record["hyperparameters"]["seed"] == 5
     assert record["trained_parameters"] == sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     assert [log["step"] for log in record["log"]] == [1, 2, 3] and "text_loss" in record["log"][0]
+
+
+def test_an_optimizer_of_ones_own_is_recorded_as_it_is(trainer_of, tiny_model, records):
+    model = tiny_model(RosettaConfig)
+    sgd = torch.optim.SGD([{"params": [p], "lr": 0.25} for p in model.parameters()])
+    trainer = trainer_of(model, records(8), max_steps=2, maop=False)
+    trainer.optimizer = sgd
+    trainer.train()
+    hyperparameters = training_record(trainer)["hyperparameters"]
+    assert (hyperparameters["optim"], hyperparameters["learning_rate"]) == ("SGD", 0.25)
+    assert not {"adam_beta1", "generation_learning_rate", "weight_decay", "maop"} & set(hyperparameters)
 
 
 def test_nothing_of_the_machine_is_in_it(trained, tmp_path):
