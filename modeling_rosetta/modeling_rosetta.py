@@ -6,8 +6,11 @@ S sequence, T = B * S tokens, D hidden size, F expert width, E experts of a pool
 of all images to draw, I images, C latent channels.
 """
 
+import json
+import os
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     eager_attention_forward,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_blocks_rosetta import visible_blocks
@@ -299,6 +302,16 @@ class RosettaPreTrainedModel(PreTrainedModel):
             logger.warning_once(f"Experts run one by one: grouped products need multiples of 8, got {rows}.")
             return "eager"
         return implementation
+
+    @wraps(PreTrainedModel.save_pretrained)
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        # Of an earlier save, transformers leaves the one file beside shards, which it would load, and the reverse.
+        whole, index = Path(save_directory, SAFE_WEIGHTS_NAME), Path(save_directory, SAFE_WEIGHTS_INDEX_NAME)
+        if whole.is_file() and index.is_file():
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            earlier = whole if all(whole.with_name(shard).is_file() for shard in shards) else index
+            earlier.unlink(missing_ok=True)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

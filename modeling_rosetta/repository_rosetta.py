@@ -40,6 +40,7 @@ AUTO_MAP = {
     "AutoProcessor": "processing_rosetta.RosettaProcessor",
 }
 MODEL = AUTO_MAP["AutoModelForCausalLM"].split(".")[-1]
+ADAPTER = "adapter_config.json"
 WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -79,7 +80,7 @@ def save_repository(
 
     Raises:
         ValueError: before anything is written, if a part is missing, or its weights are not all there and its own, as
-            with adapters of peft, on the meta device or in shards; or if `directory` is a file.
+            with adapters of peft, on the meta device or in shards; or if `directory` is a file or holds an adapter.
     """
     parts = {name: _unwrapped(getattr(pipeline, name)) for name in ("transformer", "processor", "scheduler", "vae")}
     for name in ("transformer", "processor", "scheduler"):
@@ -176,11 +177,16 @@ def staged_directory(directory: str | os.PathLike) -> Iterator[Path]:
     of which it has others.
 
     Raises:
-        ValueError: if `directory` is a file.
+        ValueError: if `directory` is a file, or holds an adapter, which would be loaded on top of the new weights.
     """
     directory = Path(directory).resolve()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"`save_directory` must be a folder, {directory} is a file.")
+    if (directory / ADAPTER).exists():
+        raise ValueError(
+            f"`save_directory` must hold no adapter, which would be loaded on top of what is saved: move {ADAPTER} "
+            f"and its weights out of {directory} first."
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.saving-", dir=directory.parent))
     new, old = staging / "new", staging / "old"

@@ -278,6 +278,27 @@ def test_no_older_weights_are_left_beside_new_ones(sharded, pipe, folder):
     assert ("model.safetensors" in names) != sharded and ("model.safetensors.index.json" in names) == sharded
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_model_saved_alone_leaves_no_older_weights_beside_its_own(sharded, pipe, folder):
+    pipe.save_pretrained(folder, max_shard_size="10GB" if sharded else "300KB")
+    pipe.transformer.lm_head.weight.data += 1
+    pipe.transformer.save_pretrained(folder, max_shard_size="300KB" if sharded else "10GB")
+    check_whole(folder, pipe)
+    names = [file.name for file in folder.glob("model*")]
+    assert ("model.safetensors" in names) != sharded and ("model.safetensors.index.json" in names) == sharded
+
+
+def test_a_folder_with_an_adapter_is_refused_as_that_would_be_loaded_on_top(pipe, folder, tmp_path):
+    adapted = tiny_pipeline()
+    add_adapters(adapted, "one")
+    for directory in (folder, tmp_path / "adapter"):
+        adapted.transformer.save_pretrained(directory)
+        before = contents(directory)
+        with pytest.raises(ValueError, match="`save_directory` must hold no adapter"):
+            pipe.save_pretrained(directory)
+        assert contents(directory) == before
+
+
 def test_other_arguments_of_the_base_class_are_refused_by_name(pipe, folder):
     before = contents(folder)
     for argument in ({"push_to_hub": True}, {"use_flashpack": True}, {"variant": "fp16"}):
