@@ -18,7 +18,9 @@ def check_inputs(
     generator,
     latents,
     output_type,
+    callback_on_step_end,
     callback_on_step_end_tensor_inputs,
+    max_sequence_length,
 ):
     """Raises a `ValueError` that names the argument; prompts and sizes are the processor's to check."""
     for name in ("transformer", "processor", "scheduler"):
@@ -31,11 +33,14 @@ def check_inputs(
     if not isinstance(prompt, (str, list, tuple)) or len(prompt) == 0 and not isinstance(prompt, str):
         raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
     counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
-    for name, value in counts.items():
+    for name, value in {**counts, "max_sequence_length": max_sequence_length}.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
     if sigmas is not None:
-        steps = np.asarray([*map(float, sigmas), 0.0])
+        try:
+            steps = np.asarray([*map(float, sigmas), 0.0])
+        except (TypeError, ValueError):
+            raise ValueError(f"`sigmas` must be a list of numbers, got {sigmas!r}.") from None
         if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
             raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
     if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
@@ -44,6 +49,8 @@ def check_inputs(
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
     if output_type != "latent" and pipe.vae is None:
         raise ValueError(f"`output_type` must be 'latent' without a `vae`, got {output_type!r}.")
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise ValueError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
     unknown = set(callback_on_step_end_tensor_inputs) - set(pipe._callback_tensor_inputs)
     if unknown:
         raise ValueError(

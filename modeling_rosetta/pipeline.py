@@ -296,6 +296,7 @@ class RosettaPipeline(DiffusionPipeline):
         # 1. Check the arguments
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ()
         self.check_inputs(
             prompt,
             num_inference_steps,
@@ -305,7 +306,9 @@ class RosettaPipeline(DiffusionPipeline):
             generator,
             latents,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            max_sequence_length,
         )
         self._guidance_scale = guidance_scale
         self._current_timestep = None

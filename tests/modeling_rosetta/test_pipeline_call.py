@@ -104,6 +104,8 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("sigmas", [0.5, 1.0]),
         ("sigmas", [1.0, 0.0]),
         ("sigmas", [1.5, 0.5]),
+        ("sigmas", 0.5),
+        ("sigmas", ["high"]),
         ("guidance_scale", "high"),
         ("guidance_scale", float("nan")),
         ("generator", seeded(1, 2)),
@@ -112,14 +114,28 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("latents", noise().numpy()),
         ("latents", noise(2)),
         ("output_type", "jpeg"),
+        ("callback_on_step_end", 3),
         ("callback_on_step_end_tensor_inputs", ["prompt_embeds"]),
         ("max_sequence_length", 10),
+        ("max_sequence_length", None),
+        ("max_sequence_length", "10"),
     ],
 )
 def test_a_wrong_argument_is_named_before_any_work(pipe, monkeypatch, argument, value):
     monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=f"`{argument}`"):
         draw(pipe, **{"prompt": "a red stone", argument: value})
+
+
+def test_callbacks_may_be_given_no_tensors(pipe):
+    given = []
+    expected = draw(pipe, latents=noise(), num_inference_steps=2)
+    for inputs in (None, []):
+        arguments = {"callback_on_step_end_tensor_inputs": inputs, "num_inference_steps": 2}
+        assert torch.equal(draw(pipe, latents=noise(), **arguments), expected)
+        callback = lambda _pipe, _step, _time, tensors: given.append(tensors) or {}  # noqa: E731
+        assert torch.equal(draw(pipe, latents=noise(), callback_on_step_end=callback, **arguments), expected)
+    assert given == [{}] * 4
 
 
 def test_callbacks_of_diffusers_run_or_name_what_they_lack(pipe, monkeypatch):
