@@ -1,5 +1,6 @@
 """A conversation: what its messages may hold, the text they become, and the turns in that text."""
 
+import re
 import reprlib
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from .plain_text_rosetta import PlainText
 
 # What a message of each role may hold.
 CONTENT_TYPES = {"system": ("text",), "user": ("text", "image"), "assistant": ("text", "latents")}
+TEMPLATE_ROLES = re.compile(r"""["'](tool|developer)["']""")  # of text, in templates that read them
 IMAGE_KEYS = ("image", "url", "path", "base64")
 # What a message may say beside its content; a template that does not read it would drop it.
 OTHER_KEYS = ("tool_calls", "function_call", "audio")
@@ -105,11 +107,12 @@ def read_conversation(
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(f"`conversation` must be a list of messages, got {reprlib.repr(conversation)}.")
     parts = {"messages": [], "images": [], "drawings": [], **{key: [] for key in feature_keys}}
+    types_of_role = {**dict.fromkeys(TEMPLATE_ROLES.findall(template), ("text",)), **CONTENT_TYPES}
     for i, message in enumerate(conversation):
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in CONTENT_TYPES:
+        if not isinstance(role, str) or role not in types_of_role:
             raise ValueError(
-                f"`conversation`: `role` of message {i} must be one of {list(CONTENT_TYPES)}, "
+                f"`conversation`: `role` of message {i} must be one of {sorted(types_of_role)}, "
                 f"got {reprlib.repr(role)}."
             )
         if unread := [key for key in OTHER_KEYS if message.get(key) and key not in template]:
@@ -117,7 +120,7 @@ def read_conversation(
                 f"`conversation`: message {i} has `{unread[0]}`, which the chat template does not read; "
                 "leave it out or use a template of your own."
             )
-        allowed = [*CONTENT_TYPES[role], *(feature_keys if role != "system" else ())]
+        allowed = [*types_of_role[role], *(feature_keys if role in ("user", "assistant") else ())]
         items = [_read_item(item, f"message {i} of role {role!r}", allowed) for item in _content(message, i)]
         texts = [item["text"] for item in items if item["type"] == "text"]
         marked = iter(plain_text.mark(texts, f"`conversation`: message {i}", tokenize))

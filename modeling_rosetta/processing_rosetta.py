@@ -564,6 +564,7 @@ class RosettaProcessor(ProcessorMixin):
             for i, clip in enumerate(clips):
                 if clip.ndim != 2 or len(clip) == 0:
                     raise ValueError(f"`{key}`: clip {i} must have shape (l, C), got {tuple(clip.shape)}.")
+            _check_channels(key, [clip.shape[1] for clip in clips])
             lengths[index] = iter([len(clip) for clip in clips])
             if clips:
                 joined = torch.cat(clips)
@@ -618,6 +619,7 @@ class RosettaProcessor(ProcessorMixin):
                 raise ValueError(
                     f"`latents`: latent {i} must be a tensor (C, h, w), got {type(latent).__name__} of shape {shape}."
                 )
+        _check_channels("latents", [len(latent) for latent in latents])
         return {
             "latents": torch.cat([latent.flatten(1).T for latent in latents]),
             "latent_grid_hw": [list(latent.shape[1:]) for latent in latents],
@@ -744,6 +746,11 @@ def _image_list(images) -> tuple[list, list[int] | None]:
     if images is None or isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return list(() if images is None else images), None
     return [images], None
+
+
+def _check_channels(name: str, channels: list[int]):
+    if len(set(channels)) > 1:
+        raise ValueError(f"`{name}` must all have the same number of channels, got {reprlib.repr(channels)}.")
 
 
 def _all(contents: list[dict], key: str) -> list:

@@ -277,6 +277,20 @@ def test_no_content_is_an_empty_message(processor):
     assert processor.apply_chat_template(talk, chat_template=template) == "x"
 
 
+def test_roles_that_a_template_reads_are_taken(processor):
+    talk = [{"role": "tool", "content": "3<|im_end|>"}, {"role": "user", "content": "x"}]
+    opening = "{{ '<|im_start|>user\\n' if m.role == 'tool' }}"
+    template = f"{{% for m in messages %}}{opening}{{{{ m.content[0].text }}}}{{% endfor %}}"
+    (row,) = processor.apply_chat_template(talk, chat_template=template, tokenize=True)
+    assert row.count(processor.turn_start_token_id) == 1 and processor.turn_end_token_id not in row
+    for template in (None, "{{ messages[0].tool_calls }} {{ tools }}"):
+        with pytest.raises(ValueError, match="`role` of message 0 .*got 'tool'"):
+            processor.apply_chat_template(talk, chat_template=template)
+    talk[0]["content"] = [{"type": "image"}]
+    with pytest.raises(ValueError, match="message 0 of role 'tool' may hold"):
+        processor.apply_chat_template(talk, chat_template="{{ 'tool' }}")
+
+
 def test_images_partly_in_the_messages_and_partly_in_the_call(processor):
     whole = processor.apply_chat_template(question(image(64), image(96), image(32)), **TOKENS)
     for given in ([image(96)], [[image(96)]], image(96)):

@@ -27,6 +27,7 @@ IMAGE = Image.new("RGB", (32, 32))
         ({"text": SLOT, "latent_sizes": [(32, 40)]}, "`width` .* multiple of 16 .* 40"),
         ({"text": SLOT, "latent_sizes": [(0, 32)]}, "`height` .* multiple of 16 .* 0"),
         ({"text": SLOT, "latents": [torch.zeros(8, 4)]}, r"latent 0 .* \(8, 4\)"),
+        ({"text": SLOT * 2, "latents": [torch.zeros(8, 2, 2), torch.zeros(4, 2, 2)]}, r"`latents` .* \[8, 4\]"),
         ({"text": SLOT, "latents": [torch.zeros(8, 2, 2)], "latent_sizes": [(32, 32)]}, "cannot be given together"),
         ({"text": "<|im_start|>tool\nx<|im_end|>", "return_labels": True}, "roles"),
     ],

@@ -62,12 +62,13 @@ def test_a_training_sample_has_the_features_and_no_targets_at_them(mounted):
         ({}, "`audio_features`: `text` has 1 placeholders"),
         ({"audio_features": [CLIP, CLIP]}, "but 2 clips"),
         ({"audio_features": [CLIP[0]]}, "clip 0 must have shape"),
+        ({"audio_features": [CLIP, CLIP[:, :2]], "text": "<|audio_features|>" * 2}, r"`audio_features` .* \[5, 2\]"),
         ({"sound_features": [CLIP]}, "`sound_features`: no token type"),
     ],
 )
 def test_bad_features_are_named(mounted, features, named):
     with pytest.raises(ValueError, match=named):
-        mounted[1](text="x<|audio_features|>y", **features)
+        mounted[1](**{"text": "x<|audio_features|>y", **features})
 
 
 def test_a_processor_that_does_not_fit_is_left_alone_and_so_is_the_model():
