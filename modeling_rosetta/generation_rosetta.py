@@ -39,8 +39,16 @@ class RosettaGenerationMixin(GenerationMixin):
         return attention_mask
 
     def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, token_type_ids=None, **kwargs
+        self,
+        input_ids,
+        inputs_embeds=None,
+        is_first_iteration=False,
+        token_type_ids=None,
+        tokenizer=None,
+        assistant_tokenizer=None,
+        **kwargs,
     ):
+        """The tokenizers, which `generate` takes for stop strings and hands on, are none of the model's inputs."""
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             inputs_embeds=inputs_embeds,

@@ -5,6 +5,7 @@ import torch
 
 from modeling_rosetta.positions_rosetta import get_rope_index
 from tests.conftest import TEXT, VAE, VIT, sample, tiny_model
+from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 
 
 def prompt(kinds: str, seed: int = 0) -> dict:
@@ -155,6 +156,15 @@ def test_latents_beside_noisy_ones_are_refused(rosetta):
     rest = {key: inputs[key] for key in ("input_ids", "token_type_ids")}
     with pytest.raises(ValueError, match="`latents` needs `latent_grid_hw`"):
         rosetta(**rest, latents=latents)
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_stop_strings(mode):
+    pipe = tiny_pipeline()
+    model, tokenizer = pipe.transformer, pipe.processor.tokenizer
+    letter = tokenizer("a")["input_ids"]
+    always = {"sequence_bias": [[letter, 1000.0]], "stop_strings": ["aa"], "tokenizer": tokenizer}
+    assert greedy(model, {"input_ids": torch.arange(10, 20)[None]}, **mode, **always).tolist() == [letter * 2]
 
 
 def test_misspelt_arguments_of_generate_are_refused(rosetta):
