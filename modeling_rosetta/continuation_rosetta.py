@@ -35,14 +35,17 @@ def positions_after(
     positions = get_rope_index(token_type_ids, image_grids, padding)
     if past_length == 0:
         return positions
-    return positions + next_positions(cache, past_length, batch_size).to(positions.device)[:, None]
+    return positions + next_positions(cache, past_length, batch_size, attention_mask).to(positions.device)[:, None]
 
 
-def next_positions(cache: Cache, past_length: int, batch_size: int) -> torch.Tensor:
+def next_positions(
+    cache: Cache, past_length: int, batch_size: int, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     The M-RoPE position `(B,)` of the token that comes after the `past_length` cached ones of each row. It is kept with
-    the cache, since images advance by less than their tokens and padding not at all. What was cached without positions
-    (a tuned prefix) advances like text.
+    the cache, since images advance by less than their tokens and padding not at all: also what `attention_mask` makes
+    padding now, such as the tokens after an answer that ended before others. What was cached without positions (a
+    tuned prefix) advances like text.
 
     Raises:
         ValueError: if the cache does not have the rows of the batch.
@@ -55,14 +58,17 @@ def next_positions(cache: Cache, past_length: int, batch_size: int) -> torch.Ten
             f"`past_key_values` holds {len(reached)} rows of {reached.shape[1]} tokens with positions, but there "
             f"are {batch_size} rows after {past_length} tokens."
         )
-    return reached[:, past_length - 1].repeat_interleave(batch_size // len(reached))
+    reached = reached[:, :past_length].repeat_interleave(batch_size // len(reached), dim=0)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        reached = reached.masked_fill(attention_mask[:, :past_length].to(reached.device) == 0, 0)
+    return reached.amax(-1)
 
 
 def keep_positions(
     cache: Cache, past_length: int, position_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> None:
     """
-    Keeps with the cache where a token after each of the new ones would stand.
+    Keeps with the cache where a token after each of the new ones would stand, 0 after padding.
 
     Args:
         cache (`Cache`)
@@ -81,7 +87,7 @@ def keep_positions(
             return  # rows were picked out of the cache: whoever did it goes on giving positions
         before = before.repeat_interleave(batch_size // len(before), dim=0).to(reached.device)
         reached = torch.cat([before, reached], dim=1)
-    cache.next_positions = reached.cummax(-1).values  # type: ignore[attr-defined]
+    cache.next_positions = reached  # type: ignore[attr-defined]
 
 
 class Source(NamedTuple):

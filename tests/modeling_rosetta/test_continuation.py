@@ -139,6 +139,26 @@ def test_a_batch_with_left_padding_goes_on_as_each_talk_alone(model):
 
 
 @torch.no_grad()
+def test_what_becomes_padding_after_an_answer_that_ended_before_others_does_not_advance(model):
+    first, new = left_padded([prompt("tut", 1), prompt("t", 2)]), left_padded([prompt("t", 3), prompt("t", 3)])
+    answered = model.generate(**first, **ANSWER, min_new_tokens=3)
+    length, cached = answered.sequences.shape[1], answered.past_key_values.get_seq_length()
+    ids = torch.cat([answered.sequences, new["input_ids"]], dim=1)
+    whole = {**first, **text(ids), "attention_mask": torch.ones_like(ids)}
+    for key in ("token_type_ids", "attention_mask"):
+        whole[key][:, : first[key].shape[1]] = first[key]
+    whole["attention_mask"][1, length - 2 : length] = 0  # its answer had one token
+    expected = model.generate(**whole, **ANSWER).sequences
+    cache = answered.past_key_values
+    assert torch.equal(model.generate(**whole, **ANSWER, past_key_values=copy.deepcopy(cache)).sequences, expected)
+    with torch.no_grad():
+        logits = model(**whole).logits
+        inputs = {"input_ids": ids[:, cached:], "attention_mask": whole["attention_mask"], "past_key_values": cache}
+        again = model(**inputs).logits
+    real = whole["attention_mask"][:, cached:].bool()
+    torch.testing.assert_close(again[real], logits[:, cached:][real], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kinds", ["t", "tut"])
 def test_a_decoding_loop_by_hand_with_left_padding(model, kinds):
     batch = left_padded([prompt(kinds, 1), prompt("t" + kinds, 2)])
