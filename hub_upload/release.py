@@ -189,6 +189,10 @@ def _weights(folder: Path, name: str) -> set[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return {folder / name}
+    if (folder / name).is_file():  # of which transformers would load the one, and diffusers the other
+        raise ValueError(
+            f"`folder` must hold one set of weights, {folder} has both {name} and {index.name}: remove the older."
+        )
     return {folder / shard for shard in json.loads(index.read_text())["weight_map"].values()}
 
 

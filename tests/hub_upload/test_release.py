@@ -1,6 +1,7 @@
 """What must not be published is refused or left out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_what_does_not_belong_is_left_out(name, folder):
     (folder / name).write_text(TOKEN)
     names, left_out = contents(folder)
     assert name not in names and left_out == [name]
+
+
+@pytest.mark.parametrize("name", ["model", "vae/diffusion_pytorch_model"])
+def test_two_sets_of_weights_are_refused(name, folder):
+    shard = Path(name).name + "-00001-of-00001.safetensors"
+    shutil.copy(folder / f"{name}.safetensors", (folder / name).with_name(shard))
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ValueError, match="one set of weights.*safetensors and .*safetensors.index.json"):
+        contents(folder)
 
 
 @pytest.mark.parametrize(
