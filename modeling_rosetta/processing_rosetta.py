@@ -391,9 +391,9 @@ class RosettaProcessor(ProcessorMixin):
                 `latent_patch_size`.
         """
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+        negatives = list(negative_prompt) if isinstance(negative_prompt, (list, tuple)) else negatives
         plain_text = self._plain_text()
-        negatives = list(negatives) if do_classifier_free_guidance and negatives is not None else []
         for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
@@ -404,6 +404,7 @@ class RosettaProcessor(ProcessorMixin):
                 f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
                 f"got {len(negatives)}."
             )
+        negatives = negatives if do_classifier_free_guidance else []
         height, width = (self.base_size if size is None else size for size in (height, width))
         slot = {"type": "latents", "height": height, "width": width}
         conversations = [

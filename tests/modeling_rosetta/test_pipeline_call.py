@@ -96,6 +96,7 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("prompt", []),
         ("prompt", ["x", None]),
         ("negative_prompt", ["x", "y"]),
+        ("negative_prompt", 3),
         ("height", 50),
         ("width", 0),
         ("num_inference_steps", 0),
@@ -125,6 +126,12 @@ def test_a_wrong_argument_is_named_before_any_work(pipe, monkeypatch, argument, 
     monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=f"`{argument}`"):
         draw(pipe, **{"prompt": "a red stone", argument: value})
+
+
+def test_a_wrong_negative_prompt_is_named_also_before_guidance_begins(pipe):
+    for wrong in (3, ["x", "y"]):
+        with pytest.raises(ValueError, match="`negative_prompt`"):
+            draw(pipe, negative_prompt=wrong, guidance_scale=1.0)
 
 
 def test_callbacks_may_be_given_no_tensors(pipe):
