@@ -108,6 +108,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     # Files hold mode I where they have 16 bits or more.
     scale = 1 if image.mode == "F" else 65535 if image.format or image.mode != "I" else 255
     png_scale = PNG_SCALES.get(image.tile[0][3], 1) if image.format == "PNG" and image.tile else 1
+    if png_scale > 1 and "transparency" in image.info:
+        image.info["transparency"] *= png_scale  # of the caller's, which is decoded now and may be read again
     image = ImageOps.exif_transpose(image)  # of the decoded image
     if image.mode[0] in "IF":
         values = np.asarray(image)
@@ -123,8 +125,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
     if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits; the pixels have 8
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
-    elif png_scale > 1:
-        image.info["transparency"] = transparent * png_scale
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

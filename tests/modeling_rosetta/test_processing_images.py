@@ -143,6 +143,12 @@ def test_what_is_transparent_is_white(image):
     assert read_image(image).getpixel((0, 0)) == WHITE
 
 
+@pytest.mark.parametrize("depth", [2, 4])
+def test_an_open_image_that_is_read_again_is_the_same(depth):
+    image = Image.open(io.BytesIO(png(depth, 0, bytes([1 << 8 - depth]), struct.pack(">H", 1))))
+    assert (pixels(image) == 255).all() and (pixels(image) == 255).all()
+
+
 def test_half_transparent_is_half_white_and_arrays_too():
     half = Image.new("RGBA", (2, 2), (0, 0, 0, 127))
     for form in (half, np.asarray(half), torch.from_numpy(np.array(half)).permute(2, 0, 1), np.asarray(half) / 255):
