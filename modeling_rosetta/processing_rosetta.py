@@ -268,7 +268,7 @@ class RosettaProcessor(ProcessorMixin):
         type of your own, e.g. `{"type": "audio_features", "audio_features": Tensor (l, C)}`. What is not text may be
         left out of the items and be given to the call (`images`, `latents`, `latent_sizes`) with its other arguments,
         as `processor_kwargs` or directly, also in part. An image may be at `"url"`, `"path"` or `"base64"` too, or be
-        OpenAI's `image_url`.
+        OpenAI's `image_url`. A template of your own that names the roles `"tool"` or `"developer"` gets their text.
 
         Special tokens in the messages, and in all else that the template reads, are text: they are tokenised as text.
 
