@@ -554,14 +554,17 @@ class RosettaProcessor(ProcessorMixin):
             raise ValueError(f"`{unknown[0]}`: no token type is embedded from it, only from {self.embeds_from}.")
         batch, lengths = {}, {}
         for key in self._feature_keys:
-            index, clips = self.embeds_from.index(key), features.get(key) or []
+            index, clips = self.embeds_from.index(key), _listed(key, features.get(key))
             expected = sum(row.count(-index) for row in rows)
             if len(clips) != expected:
                 raise ValueError(
                     f"`{key}`: `text` has {expected} placeholders <|{key}|> (one for each clip), but {len(clips)} "
                     "clips were given."
                 )
-            clips = [torch.as_tensor(clip) for clip in clips]
+            try:
+                clips = [torch.as_tensor(clip) for clip in clips]
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"`{key}` must be clips of numbers (l, C): {error}") from error
             for i, clip in enumerate(clips):
                 if clip.ndim != 2 or len(clip) == 0:
                     raise ValueError(f"`{key}`: clip {i} must have shape (l, C), got {tuple(clip.shape)}.")
@@ -600,6 +603,10 @@ class RosettaProcessor(ProcessorMixin):
         expected = sum(row.count(self.latents_token_id) for row in rows)
         if latents is not None and latent_sizes is not None:
             raise ValueError("`latents` and `latent_sizes` cannot be given together: latents have their size.")
+        latents, latent_sizes = (
+            None if given is None else _listed(name, given)
+            for name, given in (("latents", latents), ("latent_sizes", latent_sizes))
+        )
         given = latents if latents is not None else latent_sizes if latent_sizes is not None else []
         if len(given) and self.latents_token_id is None:
             raise ValueError(
@@ -613,6 +620,9 @@ class RosettaProcessor(ProcessorMixin):
         if not expected:
             return {}
         if latents is None:
+            for i, size in enumerate(latent_sizes):
+                if np.shape(size) != (2,):
+                    raise ValueError(f"`latent_sizes`: size {i} must be (height, width), got {reprlib.repr(size)}.")
             return {"latent_grid_hw": [self._latent_grid(height, width) for height, width in latent_sizes]}
         for i, latent in enumerate(latents):
             if not isinstance(latent, torch.Tensor) or latent.ndim != 3:
@@ -747,6 +757,12 @@ def _image_list(images) -> tuple[list, list[int] | None]:
     if images is None or isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return list(() if images is None else images), None
     return [images], None
+
+
+def _listed(name: str, given) -> list:
+    if not (given is None or isinstance(given, (list, tuple, np.ndarray, torch.Tensor))):
+        raise ValueError(f"`{name}` must be a list, got {reprlib.repr(given)}.")
+    return [] if given is None else list(given)
 
 
 def _check_channels(name: str, channels: list[int]):

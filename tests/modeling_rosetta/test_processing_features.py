@@ -62,6 +62,8 @@ def test_a_training_sample_has_the_features_and_no_targets_at_them(mounted):
         ({}, "`audio_features`: `text` has 1 placeholders"),
         ({"audio_features": [CLIP, CLIP]}, "but 2 clips"),
         ({"audio_features": [CLIP[0]]}, "clip 0 must have shape"),
+        ({"audio_features": 3}, "`audio_features` must be a list, got 3"),
+        ({"audio_features": ["x"]}, "`audio_features` must be clips of numbers"),
         ({"audio_features": [CLIP, CLIP[:, :2]], "text": "<|audio_features|>" * 2}, r"`audio_features` .* \[5, 2\]"),
         ({"sound_features": [CLIP]}, "`sound_features`: no token type"),
     ],
@@ -69,6 +71,12 @@ def test_a_training_sample_has_the_features_and_no_targets_at_them(mounted):
 def test_bad_features_are_named(mounted, features, named):
     with pytest.raises(ValueError, match=named):
         mounted[1](**{"text": "x<|audio_features|>y", **features})
+
+
+def test_clips_of_one_length_may_be_one_tensor(mounted):
+    text = "<|audio_features|>" * 2
+    batch = mounted[1](text=text, audio_features=torch.stack([CLIP, CLIP]), return_tensors="pt")
+    assert torch.equal(batch["audio_features"], torch.cat([CLIP, CLIP]))
 
 
 def test_a_processor_that_does_not_fit_is_left_alone_and_so_is_the_model():
