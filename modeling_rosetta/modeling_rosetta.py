@@ -304,11 +304,11 @@ class RosettaPreTrainedModel(PreTrainedModel):
         return implementation
 
     @wraps(PreTrainedModel.save_pretrained)
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         # Of an earlier save, transformers leaves the one file beside shards, which it would load, and the reverse.
         whole, index = Path(save_directory, SAFE_WEIGHTS_NAME), Path(save_directory, SAFE_WEIGHTS_INDEX_NAME)
-        if whole.is_file() and index.is_file():
+        if is_main_process and whole.is_file() and index.is_file():
             shards = set(json.loads(index.read_text())["weight_map"].values())
             earlier = whole if all(whole.with_name(shard).is_file() for shard in shards) else index
             earlier.unlink(missing_ok=True)
