@@ -25,7 +25,8 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
         record (`dict`): of `source`.
         source (`DataSource`)
         processor (`RosettaProcessor`)
-        max_length (`int`): most tokens of a sample.
+        max_length (`int`): most tokens of a sample that is not a document, a text of the task `"lm"`, which can be
+            cut.
 
     Returns:
         `dict[str, torch.Tensor]`: as from `RosettaProcessor.training_sample`.
@@ -34,10 +35,14 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
         BadRecord: if the record cannot be trained on, whatever the exception was.
     """
     record = source.parse(record)
-    sample = {"lm": _text_sample, "mmu": _understanding_sample, "t2i": _drawing_sample}[source.task](
-        record, source, processor
-    )
-    if len(sample["input_ids"]) > max_length:
+    document = _document(record, source)
+    if document is not None:
+        sample = processor.training_sample(document)
+    else:
+        sample = {"lm": _conversation_sample, "mmu": _understanding_sample, "t2i": _drawing_sample}[source.task](
+            record, source, processor
+        )
+    if document is None and len(sample["input_ids"]) > max_length:
         raise BadRecord("too_long", f"{len(sample['input_ids'])} tokens, the most are {max_length}")
     # The first label of a sample is nobody's target.
     if not (sample["labels"][1:] != -100).any() and not {"latents", "latent_pixels"} & sample.keys():
@@ -45,12 +50,19 @@ def training_sample(record: dict, source: DataSource, processor, max_length: int
     return sample
 
 
-def _text_sample(record: dict, source: DataSource, processor) -> dict:
+def _document(record: dict, source: DataSource) -> str | None:
+    """The text of a record that is one, and no conversation."""
+    if source.task != "lm":
+        return None
     conversation = _find(record, source, "conversation_column")
     is_text = _find(record, source, "text_column") is not None
     if conversation is not None and (_has_value(record[conversation]) or not is_text):
-        return processor.training_sample(_conversation(record, source, images=[]))
-    return processor.training_sample(_text(record, source, "text_column"))
+        return None
+    return _text(record, source, "text_column")
+
+
+def _conversation_sample(record: dict, source: DataSource, processor) -> dict:
+    return processor.training_sample(_conversation(record, source, images=[]))
 
 
 def _understanding_sample(record: dict, source: DataSource, processor) -> dict:
