@@ -14,7 +14,7 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
 from .bad_records import BadRecord
-from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SUFFIXES, TEXT, kind_of, open_files
+from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SAMPLE_BY, SUFFIXES, TEXT, kind_of, open_files
 
 
 TASKS = ("lm", "mmu", "t2i")
@@ -50,12 +50,14 @@ class DataSource:
             the usual names has a value in a record: `text`; `conversations` or `messages`; `image`, `images`, the
             suffix of a kind of images or `file_name`; `caption`, `text` or `txt`.
         image_root (`str`, *optional*): the folder that the paths of images are relative to; by default that of `path`.
+        sample_by (`str`, defaults to `"document"`): what a record of a txt file is: the whole `"document"`, a
+            `"paragraph"` between blank lines, or a `"line"`.
 
     Attributes:
         kind (`str`, *optional*): a value of `files.SUFFIXES`, if the records are those of [`open_files`].
 
     Raises:
-        ValueError: if the task is unknown or the weight is not above 0.
+        ValueError: if the task or `sample_by` is unknown or the weight is not above 0.
     """
 
     task: str
@@ -70,12 +72,15 @@ class DataSource:
     image_column: str | None = None
     caption_column: str | None = None
     image_root: str | None = None
+    sample_by: str = "document"
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {TASKS}, got {self.task!r}.")
         if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):
             raise ValueError(f"`weight` must be a number above 0, got {self.weight!r}.")
+        if self.sample_by not in SAMPLE_BY:
+            raise ValueError(f"`sample_by` must be one of {SAMPLE_BY}, got {self.sample_by!r}.")
         if self.image_root is None:
             folder = Path(self.path)
             while folder.is_file() or (has_magic(str(folder)) and not folder.is_dir()):
@@ -116,7 +121,7 @@ class DataSource:
         if self.kind is not None:
             given = tuple(column for kind in COLUMNS if (column := getattr(self, kind)) is not None)
             kept = tuple(sorted({*given, *(column for columns in COLUMNS.values() for column in columns)}))
-            return open_files(files, self.kind, given, kept, self.streaming)
+            return open_files(files, self.kind, given, kept, self.sample_by, self.streaming)
         kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
         if files and not Path(self.path).is_dir():
             return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)

@@ -176,9 +176,9 @@ class _MixedReader:
         Rows of samples, what was skipped, and the position after each.
 
         Several rows are filled at a time. A sample that has room in none of them is laid aside for the next ones, and
-        further samples are tried, until half as many are aside as there are rows. So a position is the state before the first of those
-        that were aside when these rows were begun, the lengths of all samples from it on, which of them were aside,
-        and how many of these rows were given since.
+        further samples are tried, until half as many are aside as there are rows. So a position is the state before
+        the first of those that were aside when these rows were begun, the lengths of all samples from it on, which of
+        them were aside, and how many of these rows were given since.
 
         Rows that were begun are filled with the weights they were begun with. Where others come into force is part of
         the position: their shares are counted from there.

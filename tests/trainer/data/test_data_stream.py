@@ -155,7 +155,8 @@ def mixture(tmp_path, processor):
 
     def build(share_of_a, num_workers=0, **kwargs):
         weights = {"a": share_of_a, "b": 1 - share_of_a}
-        sources = [DataSource("lm", str(tmp_path / f"{name}.txt"), weight=weights[name]) for name in "ab"]
+        files = {name: str(tmp_path / f"{name}.txt") for name in "ab"}
+        sources = [DataSource("lm", files[name], weights[name], sample_by="line") for name in "ab"]
         collator = RosettaDataCollator(pad_token_id=0)
         # Six tokens a sample, so that a row of 14 holds two.
         return StreamLoader(RosettaDataStream(sources, processor, 14), collator, num_workers=num_workers, **kwargs)
