@@ -57,7 +57,13 @@ def main(arguments: list[str]):
         missing = missing_token_types(stage, {source.task for source in sources})
         # Opened now, so that data that are not there are missed before a model is made; read with its processor.
         stream = RosettaDataStream(
-            sources, None, stage.max_length, training.seed, stage.prompt_dropout, stage.max_skipped_share
+            sources,
+            None,
+            stage.max_length,
+            seed=training.seed,
+            prompt_dropout=stage.prompt_dropout,
+            max_skipped_share=stage.max_skipped_share,
+            shares_of=stage.shares_of,
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error

@@ -288,4 +288,15 @@ def _members(file, kept: tuple[str, ...]) -> Iterator[tuple[str | None, bytes | 
         yield None, f"{damaged[0]}"
 
 
-__all__ = ["COMPRESSIONS", "NAMES", "CONTENTS", "PLACE", "PROBLEM", "SAMPLE_BY", "SUFFIXES", "TEXT", "kind_of", "open_files"]
+__all__ = [
+    "COMPRESSIONS",
+    "CONTENTS",
+    "NAMES",
+    "PLACE",
+    "PROBLEM",
+    "SAMPLE_BY",
+    "SUFFIXES",
+    "TEXT",
+    "kind_of",
+    "open_files",
+]
