@@ -1,5 +1,7 @@
 """One reader's way through the samples of a source: records one after another, and long documents piece by piece."""
 
+import random
+
 import torch
 from datasets import Dataset, IterableDataset
 
@@ -39,6 +41,7 @@ class SampleReader:
         self.source = source
         self.processor = processor
         self.max_length = max_length
+        self.seed = f"{seed} {reader}"
         kind = ShuffledReader if isinstance(records, Dataset) else StreamReader
         self.records = kind(records, reader, num_readers, seed)
         self.skipped = SkippedRecords(str(source), max_skipped_share)
@@ -62,14 +65,13 @@ class SampleReader:
         """
         skipped = []
         while self.rest is None:
-            self.before, record = self.records.state_dict(), self._record()
-            try:
-                self.rest = training_sample(record, self.source, self.processor, self.max_length)
+            self.before, sample = self.records.state_dict(), self.read()
+            if isinstance(sample, BadRecord):
+                self.skipped.add(sample)
+                skipped.append(sample.entry(self.source))
+            else:
                 self.skipped.add(None)
-            except BadRecord as error:
-                error.place = self.source.place(record, self.records.place)
-                self.skipped.add(error)
-                skipped.append(error.entry(self.source))
+                self.rest = sample
         length = len(self.rest["input_ids"])
         if length <= self.max_length:
             sample, self.rest, self.num_given = self.rest, None, 0
@@ -78,6 +80,19 @@ class SampleReader:
         piece = {key: values[:length] for key, values in self.rest.items()}
         self._pass_over(length)
         return piece, skipped
+
+    def read(self) -> dict[str, torch.Tensor] | BadRecord:
+        """The next record as a sample, a document as a whole, or why it is none."""
+        try:
+            record = next(self.records)
+        except Exception as error:
+            raise RuntimeError(f"{self.source}: reading its records failed, {error}") from error
+        choose = random.Random(f"{self.seed} {self.records.epoch} {self.records.place}")
+        try:
+            return training_sample(record, self.source, self.processor, self.max_length, choose)
+        except BadRecord as error:
+            error.place = self.source.place(record, self.records.place)
+            return error
 
     def state_dict(self) -> dict:
         records = self.before if self.num_given else self.records.state_dict()
@@ -89,19 +104,12 @@ class SampleReader:
         self.skipped.load_state_dict(skipped)
         self.rest, self.num_given = None, 0
         if state["num_given"]:  # tokens of a document
-            self.before, record = self.records.state_dict(), self._record()
-            self.rest = training_sample(record, self.source, self.processor, self.max_length)
+            self.before, self.rest = self.records.state_dict(), self.read()
             self._pass_over(state["num_given"])
 
     def _pass_over(self, length: int):
         self.rest = {key: values[length:] for key, values in self.rest.items()}
         self.num_given += length
-
-    def _record(self) -> dict:
-        try:
-            return next(self.records)
-        except Exception as error:
-            raise RuntimeError(f"{self.source}: reading its records failed, {error}") from error
 
 
 __all__ = ["SampleReader"]

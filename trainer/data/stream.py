@@ -24,12 +24,14 @@ class Row:
     """
     Args:
         samples (`list[dict]`): that together fill a row of the batch.
+        sources (`list[int]`): the number of the source of each.
         bad_records (`list[dict]`): that were skipped on the way to it, each the [`BadRecord.entry`].
         worker (`int`): of this rank, that made it.
         position (`dict`): where this worker stands after it; JSON.
     """
 
     samples: list[dict]
+    sources: list[int]
     bad_records: list[dict]
     worker: int
     position: dict
@@ -109,8 +111,9 @@ class RosettaDataStream(IterableDataset):
         # A loader asks its first process first: that is the worker whose row is next.
         worker = (process + self.next_worker) % num_workers
         reader = _MixedReader(self, self.rank * num_workers + worker, self.num_ranks * num_workers)
-        for samples, bad_records, position in reader.rows(self.positions[worker]):
-            yield Row(samples, bad_records, worker, position)
+        for row, bad_records, position in reader.rows(self.positions[worker]):
+            samples, sources = [drawn.sample for drawn in row], [drawn.index for drawn in row]
+            yield Row(samples, sources, bad_records, worker, position)
 
 
 class _Drawn(NamedTuple):
@@ -171,7 +174,7 @@ class _MixedReader:
         self.num_samples, self.num_tokens = list(nothing), list(nothing)
         self.amounts_before = list(nothing)  # drawn with other weights
 
-    def rows(self, position: dict | None) -> Iterator[tuple[list[dict], list[dict], dict]]:
+    def rows(self, position: dict | None) -> Iterator[tuple[list[_Drawn], list[dict], dict]]:
         """
         Rows of samples, what was skipped, and the position after each.
 
@@ -209,7 +212,7 @@ class _MixedReader:
                 if number > num_given:
                     news = skipped if number == 1 else []
                     place = {"num_given": number, "weights": weights, "changed_after": changed_after}
-                    yield [drawn.sample for drawn in row], news, {**start, **place}
+                    yield row, news, {**start, **place}
             if changed_after is not None:
                 self._change_weights(weights, to_give=[*chain(*filled[changed_after:]), *aside])
                 changed_after = None
