@@ -25,7 +25,7 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from examples.miniature.conversations import all_phrases, drawing_prompts, questions_and_answers  # noqa: E402
+from examples.miniature.conversations import all_phrases, drawing_prompts, questions_and_answers, sums  # noqa: E402
 from examples.miniature.digits import load_digits  # noqa: E402
 from examples.miniature.english import load_english  # noqa: E402
 from examples.miniature.language_model import pack_text, train_language_model  # noqa: E402
@@ -49,7 +49,7 @@ def main():
 
     english, (digits, _) = load_english(), load_digits()
     tokenizer = train_tokenizer([*english.train, *all_phrases()])
-    dense = train_language_model(tokenizer, pack_text(tokenizer, english.train), options.seed, **steps)
+    dense = train_language_model(tokenizer, pack_text(tokenizer, [*english.train, *sums()]), options.seed, **steps)
     dense.save_pretrained(folder / "dense")
     tokenizer.save_pretrained(folder / "dense")
     labels = torch.from_numpy(digits.labels)

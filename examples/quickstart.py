@@ -26,7 +26,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from examples.miniature.classifier import DigitClassifier  # noqa: E402
-from examples.miniature.conversations import all_phrases, drawing, drawing_prompts, question  # noqa: E402
+from examples.miniature.conversations import all_phrases, drawing, drawing_prompts, question, sums  # noqa: E402
 from examples.miniature.digits import IMAGE_SIZE, load_digits  # noqa: E402
 from examples.miniature.english import load_english  # noqa: E402
 from examples.miniature.evaluation import draw, question_accuracy  # noqa: E402
@@ -105,7 +105,7 @@ def main():
     tokenizer = train_tokenizer([*english.train, *all_phrases()])
     train_rows, held_out_rows = (pack_text(tokenizer, text) for text in (english.train, english.held_out))
     print(f"English: {len(train_rows)} rows to train on, {len(held_out_rows)} held out, sha256 {english.sha256}")
-    dense = train_language_model(tokenizer, train_rows, arguments.seed)
+    dense = train_language_model(tokenizer, torch.cat([train_rows, pack_text(tokenizer, sums())]), arguments.seed)
     labels = torch.from_numpy(train_digits.labels)
     vision_tower = train_vision_tower(train_digits.images, labels, dense.config.hidden_size, arguments.seed)
     vae = train_vae(train_digits.pixels(), arguments.seed)
@@ -187,7 +187,7 @@ def main():
     train(
         "T2I",
         {"T2I": 0.6, "MMU": 0.25, "LM": 0.15},
-        num_steps=2200,
+        num_steps=1000,
         learning_rate=3e-3,
         generation_learning_rate=4e-3,
         latent_projections_at_generation_rate=True,

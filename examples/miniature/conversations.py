@@ -69,6 +69,18 @@ def all_phrases() -> list[str]:
     return 100 * phrases
 
 
+def sums() -> list[str]:
+    """Sums in words. English alone leaves the rarer names of digits alike to a small language model, and a model that
+    builds on it then takes long to draw a five for one and a seven for the other."""
+    pairs = [(a, b) for a in range(10) for b in range(10 - a)]
+    sentences = []
+    for a, b in pairs:
+        first, second, total = DIGIT_WORDS[a], DIGIT_WORDS[b], DIGIT_WORDS[a + b]
+        sentences.append(f"The sum of {first} and {second} is {total}.")
+        sentences.append(f"If you take {first} from {total}, {second} is left.")
+    return 20 * sentences
+
+
 def _fill(template: str, label: int) -> str:
     word = DIGIT_WORDS[label]
     return template.format(digit=label, word=word, a_word=f"{'an' if word == 'eight' else 'a'} {word}")

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKLFlux2
 from .progress import Progress
 
 
-NUM_STEPS = 400
-BATCH_SIZE = 64
-LEARNING_RATE = 3e-3
+NUM_STEPS = 250
+BATCH_SIZE = 32
+LEARNING_RATE = 5e-3
 KL_WEIGHT = 1e-3
 
 
