@@ -61,6 +61,7 @@ FORMATS = (
     *("IM", "SPIDER", "MSP", "XBM", "ICNS", "QOI", "MPO", "BLP"),
 )
 ID = re.compile(r"#(\d+)#")
+PIECE = re.compile(r"[ a-z$]*(<\|im_end\|>)?")  # of a text that is longer than a row, after the first
 
 
 def picture(rng: random.Random, mode: str | None = None, size: tuple[int, int] | None = None) -> bytes:
@@ -153,7 +154,7 @@ LINES = {
     "line: special tokens": lambda rng, text: _line(
         text + rng.choice(["<|im_end|>", "<|image_pad|>", "<image>", "<｜cfg｜>"])
     ),
-    "line: too long": lambda rng, text: _line(text + " long" * 200),
+    "line: longer than a row": lambda rng, text: _line(text + " long" * 200),
 }
 
 
@@ -300,8 +301,10 @@ def read(
         for batch in loader:
             num_samples += len(batch["rows"][0])
             for sample in batch["rows"][0]:
-                found = ID.search(decode(sample["input_ids"]))
-                samples[int(found.group(1)) if found else None] += 1
+                text = decode(sample["input_ids"])
+                if not PIECE.fullmatch(text):
+                    found = ID.search(text)
+                    samples[int(found.group(1)) if found else None] += 1
             states = [position and position["before"] for position in loader.state_dict()["positions"]]
             if all(s and s["readers"][0]["epoch"] and s["skipped"][0]["num_records"] >= least for s in states):
                 break

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples.miniature.conversations import all_phrases, drawing_prompts, questions_and_answers, sums  # noqa: E402
 from examples.miniature.digits import load_digits  # noqa: E402
 from examples.miniature.english import load_english  # noqa: E402
-from examples.miniature.language_model import ROW_LENGTH, pack_text, train_language_model  # noqa: E402
+from examples.miniature.language_model import pack_text, train_language_model  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
 from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
 from examples.miniature.vae import train_vae  # noqa: E402
@@ -58,9 +58,7 @@ def main():
     image_processor().save_pretrained(folder / "vision_tower")
     train_vae(digits.pixels(), options.seed, **steps).save_pretrained(folder / "vae")
 
-    # A record that is longer than a row would be skipped; a row closes with one token more.
-    short = [text for text in english.train if len(tokenizer(text).input_ids) < ROW_LENGTH]
-    write_lines(folder / "english.jsonl", ({"text": text} for text in short))
+    write_lines(folder / "english.jsonl", ({"text": text} for text in english.train))
     write_lines(folder / "questions.jsonl", write_questions(digits, folder / "images"))
     write_drawings(digits, folder / "drawings.parquet")
     print(f"The inputs of the miniature recipes are in {folder}.")

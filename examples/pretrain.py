@@ -9,8 +9,15 @@ Every line of a recipe but its `data` can be changed on the command line: to tra
 complete checkpoint in `output_dir`, and with `--resume_from_checkpoint PATH` from an earlier one; it says what was
 changed since, and refuses what cannot be. When the last step is done `output_dir/model` holds a repository, which the
 next stage starts from, and which `AutoModelForCausalLM` and, once it draws, `DiffusionPipeline` load.
+
+    python examples/pretrain.py RECIPE --inspect [N]
+
+trains nothing: it says what becomes of N records of each source, by default 1,000, and writes `output_dir/data.html`
+with samples, pictures, targets and rows.
 """
 
+import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -37,15 +44,26 @@ from trainer.checkpoints.folders import (  # noqa: E402
     set_aside,
 )
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
+from trainer.data.inspection import inspect_stream  # noqa: E402
+from trainer.data.inspection_page import write_page  # noqa: E402
 from trainer.stages.recipe import StageArguments, read_recipe, stage_facts  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
 from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
-from trainer.stages.starting_point import missing_token_types, write_starting_point  # noqa: E402
+from trainer.stages.starting_point import (  # noqa: E402
+    missing_token_types,
+    stage_processor,
+    write_starting_point,
+)
 
 
 def main(arguments: list[str]):
+    inspecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    inspecting.add_argument("--inspect", type=int, nargs="?", const=1000)
+    options, arguments = inspecting.parse_known_args(arguments)
     try:
         stage, sources, training = read_recipe(arguments)
+        if options.inspect is not None:
+            return inspect(stage, sources, training, options.inspect)
         checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
         if checkpoint is not None:
             refuse_changes(checkpoint, {**stage_facts(stage, sources), **training_facts(training)})
@@ -56,9 +74,7 @@ def main(arguments: list[str]):
                 )
         missing = missing_token_types(stage, {source.task for source in sources})
         # Opened now, so that data that are not there are missed before a model is made; read with its processor.
-        stream = RosettaDataStream(
-            sources, None, stage.max_length, training.seed, stage.prompt_dropout, stage.max_skipped_share
-        )
+        stream = stream_of(stage, sources, training)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     set_seed(training.seed)
@@ -74,6 +90,31 @@ def main(arguments: list[str]):
         save_repository_of(trainer, Path(training.output_dir, "model"), vae, stage.stage, shares(sources))
     except KeyboardInterrupt:
         interrupted(training, "by the keyboard", status=130)
+
+
+def stream_of(stage: StageArguments, sources: list[DataSource], training, processor=None) -> RosettaDataStream:
+    return RosettaDataStream(
+        sources,
+        processor,
+        stage.max_length,
+        seed=training.seed,
+        prompt_dropout=stage.prompt_dropout,
+        max_skipped_share=stage.max_skipped_share,
+        shares_of=stage.shares_of,
+    )
+
+
+def inspect(stage: StageArguments, sources: list[DataSource], training, num_records: int):
+    """Says what becomes of the data, and trains nothing."""
+    if num_records < 1:
+        raise ValueError(f"`inspect` must be at least 1, got {num_records}.")
+    logging.getLogger("trainer.data").setLevel(logging.ERROR)  # what is skipped is in the report
+    processor = stage_processor(stage, missing_token_types(stage, {source.task for source in sources}))
+    report = inspect_stream(stream_of(stage, sources, training, processor), num_records)
+    page = Path(training.output_dir, "data.html")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_page(report, processor, page, title=f"Data of the stage {stage.stage}")
+    print(f"{report}\nSamples, pictures and rows are in {page}.")
 
 
 def prepare(

@@ -332,7 +332,7 @@ class RosettaProcessor(ProcessorMixin):
     def training_sample(self, conversation: list[dict] | str) -> dict[str, torch.Tensor]:
         """
         One sample for the data collator: a conversation, or a document as plain text, with labels and without a batch
-        dimension.
+        dimension. A message with `"weight": 0` is no target, as in OpenAI's format of chats for fine-tuning.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `token_type_ids` and `labels` `(S,)`, and what
@@ -344,6 +344,10 @@ class RosettaProcessor(ProcessorMixin):
             batch = self(text=text, sanitize_control_tokens=True, **arguments)
         else:
             batch = self.apply_chat_template(conversation, tokenize=True, return_dict=True, **arguments)
+            turns = self._turns(batch["input_ids"][0].tolist())
+            for turn, message in zip(reversed(turns), reversed(conversation), strict=False):
+                if message.get("weight") == 0:
+                    batch["labels"][0, turn.start : turn.end] = -100
         rows = ("input_ids", "token_type_ids", "labels")
         images = ("pixel_values", "image_grid_thw", "latents", "latent_grid_hw", *self._feature_keys)
         return {**{key: batch[key][0] for key in rows}, **{key: batch[key] for key in images if key in batch}}

@@ -17,6 +17,8 @@ REASONS = (
     "too_long",
     "undecodable_text",
     "bad_conversation",
+    "tool_turn",
+    "interleaved",
     "image_count",
     "missing_image",
     "undecodable_image",

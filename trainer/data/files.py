@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import fsspec
@@ -26,6 +26,7 @@ SUFFIXES = {
     ".txt": "text",
     ".tar": "tar",
 }
+SAMPLE_BY = ("document", "paragraph", "line")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 # What a decoder raises on damaged content. An `OSError` with a number is the system's, and says nothing of it.
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, tarfile.TarError)
@@ -53,18 +54,19 @@ def kind_of(file: str | Path) -> str | None:
 
 
 def open_files(
-    files: list[str], kind: str, columns: tuple[str, ...], kept: tuple[str, ...], streaming: bool
+    files: list[str], kind: str, columns: tuple[str, ...], kept: tuple[str, ...], sample_by: str, streaming: bool
 ) -> Dataset | IterableDataset:
     """
     The records of files of one kind, each with its `place`. One that cannot be read has a `problem`, and so has the
-    rest of a file that cannot be read. Else lines of json, text and csv have `text`, the latter as an object of JSON,
-    and tars the `names` and `contents` of the members that belong together. Blank lines are no records.
+    rest of a file that cannot be read. Else lines of json and csv and texts have `text`, those of csv as an object of
+    JSON, and tars the `names` and `contents` of the members that belong together. Blank lines are no records.
 
     Args:
         files (`list[str]`)
         kind (`str`): a value of `SUFFIXES`.
         columns (`tuple[str, ...]`): names that members of a tar may end in, where they have dots in them.
         kept (`tuple[str, ...]`): endings of the members of a tar whose contents are wanted.
+        sample_by (`str`): what a record of text is: a whole file, what stands between blank lines, or a line.
         streaming (`bool`): read while iterating, without a copy in the cache of `datasets`.
 
     Raises:
@@ -77,13 +79,16 @@ def open_files(
     # Size and time are part of the key of the cache.
     stamped = [(file, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
     arguments = {"files": [entry for entry in stamped if entry[1]], "kind": kind, "columns": columns, "kept": kept}
+    arguments["sample_by"] = sample_by
     if streaming:
         return IterableDataset.from_generator(read_files, gen_kwargs=arguments)
     features = MEMBERS if kind == "tar" else LINES
     return Dataset.from_generator(read_files, features=features, gen_kwargs=arguments)
 
 
-def read_files(files: list[tuple], kind: str, columns: tuple[str, ...], kept: tuple[str, ...]) -> Iterator[dict]:
+def read_files(
+    files: list[tuple], kind: str, columns: tuple[str, ...], kept: tuple[str, ...], sample_by: str
+) -> Iterator[dict]:
     """The records of [`open_files`]."""
     empty = dict.fromkeys(MEMBERS if kind == "tar" else LINES)
     for name, *_ in files:
@@ -94,7 +99,8 @@ def read_files(files: list[tuple], kind: str, columns: tuple[str, ...], kept: tu
                 text = io.TextIOWrapper(file, "utf-8", "replace", newline="\n")
                 records = _list_items(text) if _holds_a_list(name) else _lines(text)
             elif kind == "text":
-                records = _lines(io.TextIOWrapper(file, "utf-8", "replace"))
+                texts = {"document": _document, "paragraph": _paragraphs, "line": _lines}[sample_by]
+                records = texts(io.TextIOWrapper(file, "utf-8", "replace"))
             else:
                 text = io.TextIOWrapper(file, "utf-8", "replace", newline="")
                 records = _rows(text, "\t" if kind == "tsv" else ",")
@@ -125,6 +131,19 @@ def _lines(lines: io.TextIOWrapper) -> Iterator[tuple[str, dict]]:
         line = line.strip("\r\n").lstrip(BOM)
         if line.strip():
             yield f"line {number}", {TEXT: line}
+
+
+def _paragraphs(lines: io.TextIOWrapper) -> Iterator[tuple[str, dict]]:
+    for is_text, group in groupby(enumerate(lines, start=1), key=lambda line: bool(line[1].strip(f"{BOM} \t\r\n"))):
+        if is_text:
+            numbers, texts = zip(*group, strict=True)
+            yield f"lines {numbers[0]} to {numbers[-1]}", {TEXT: "".join(texts).strip("\r\n").lstrip(BOM)}
+
+
+def _document(file: io.TextIOWrapper) -> Iterator[tuple[str, dict]]:
+    text = file.read().lstrip(BOM)
+    if text.strip():
+        yield "the whole", {TEXT: text}
 
 
 def _rows(lines: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[str, dict]]:
@@ -269,4 +288,15 @@ def _members(file, kept: tuple[str, ...]) -> Iterator[tuple[str | None, bytes | 
         yield None, f"{damaged[0]}"
 
 
-__all__ = ["COMPRESSIONS", "NAMES", "CONTENTS", "PLACE", "PROBLEM", "SUFFIXES", "TEXT", "kind_of", "open_files"]
+__all__ = [
+    "COMPRESSIONS",
+    "CONTENTS",
+    "NAMES",
+    "PLACE",
+    "PROBLEM",
+    "SAMPLE_BY",
+    "SUFFIXES",
+    "TEXT",
+    "kind_of",
+    "open_files",
+]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def write_latent_cache(
         for i, record in enumerate(block, start=number * RECORDS_PER_FILE):
             try:
                 with unusable_records():
-                    caption, image = captioned_image(source.parse(record), source, processor)
+                    caption, image = captioned_image(source.parse(record), source, processor, random.Random(i))
                     pairs.append((caption, processor.preprocess_vae_image(image)))
                 skipped.add(None)
             except BadRecord as error:

@@ -133,6 +133,7 @@ class StreamLoader(DataLoader):
             "num_files": [None if isinstance(records, Dataset) else records.num_shards for records in stream.records],
             "seed": stream.seed,
             "max_length": stream.max_length,
+            "shares_of": stream.shares_of,
             "num_ranks": stream.num_ranks,
             "dataloader_num_workers": self.num_workers,
         }

@@ -19,17 +19,35 @@ class FirstFit:
         self.rows: list[list] = []
         self._room: list[int] = []
 
-    def add(self, item, length: int) -> bool:
-        """Takes an item in; `False` if there is room for it in none of the rows, and no further row."""
-        row = next((row for row, room in enumerate(self._room) if length <= room), len(self.rows))
-        if row == self.max_rows:
-            return False
-        if row == len(self.rows):
+    def add(self, item, length: int, first_row: int = 0) -> int | None:
+        """Takes an item into one of the rows from `first_row` on, and returns which; `None` if there is room for it in
+        none of them, and no further row."""
+        fitting = [row for row in range(first_row, len(self.rows)) if length <= self._room[row]]
+        if fitting:
+            row = self._choose(fitting)
+        elif len(self.rows) == self.max_rows:
+            return None
+        else:
+            row = len(self.rows)
             self.rows.append([])
             self._room.append(self.max_length)
         self.rows[row].append(item)
         self._room[row] -= length
-        return True
+        return row
+
+    def _choose(self, fitting: list[int]) -> int:
+        return fitting[0]
 
 
-__all__ = ["FirstFit"]
+class BestFit(FirstFit):
+    """Puts items, in the order they come, into the row that has the least room for them."""
+
+    def largest_hole(self, first_row: int = 0) -> int:
+        """Most room in one of the rows that were begun, from `first_row` on."""
+        return max(self._room[first_row:], default=0)
+
+    def _choose(self, fitting: list[int]) -> int:
+        return min(fitting, key=lambda row: self._room[row])
+
+
+__all__ = ["BestFit", "FirstFit"]

@@ -14,7 +14,7 @@ from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 
 from .bad_records import BadRecord
-from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SUFFIXES, TEXT, kind_of, open_files
+from .files import COMPRESSIONS, CONTENTS, NAMES, PLACE, PROBLEM, SAMPLE_BY, SUFFIXES, TEXT, kind_of, open_files
 
 
 TASKS = ("lm", "mmu", "t2i")
@@ -48,14 +48,20 @@ class DataSource:
             shuffled in blocks of 256 only; else all among one another.
         text_column, conversation_column, image_column, caption_column (`str`, *optional*): by default whichever of
             the usual names has a value in a record: `text`; `conversations` or `messages`; `image`, `images`, the
-            suffix of a kind of images or `file_name`; `caption`, `text` or `txt`.
+            suffix of a kind of images or `file_name`; `caption`, `text` or `txt`. Of a list of captions one is drawn
+            each time, and of several columns, `caption_column={"short": 0.3, "long": 0.7}`, one by its weight.
+        user_column, assistant_column (`str` or `list[str]`, *optional*): columns that are a question and its answer,
+            e.g. `["instruction", "input"]` and `"output"`; what is empty of several is left out.
+        system_column (`str`, *optional*): a system prompt beside a conversation, by default `system`.
         image_root (`str`, *optional*): the folder that the paths of images are relative to; by default that of `path`.
+        sample_by (`str`, defaults to `"document"`): what a record of a txt file is: the whole `"document"`, a
+            `"paragraph"` between blank lines, or a `"line"`.
 
     Attributes:
         kind (`str`, *optional*): a value of `files.SUFFIXES`, if the records are those of [`open_files`].
 
     Raises:
-        ValueError: if the task is unknown or the weight is not above 0.
+        ValueError: if the task or `sample_by` is unknown or the weight is not above 0.
     """
 
     task: str
@@ -68,14 +74,26 @@ class DataSource:
     text_column: str | None = None
     conversation_column: str | None = None
     image_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str | dict[str, float] | None = None
+    user_column: str | list[str] | None = None
+    assistant_column: str | list[str] | None = None
+    system_column: str | None = None
     image_root: str | None = None
+    sample_by: str = "document"
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {TASKS}, got {self.task!r}.")
         if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):
             raise ValueError(f"`weight` must be a number above 0, got {self.weight!r}.")
+        if self.sample_by not in SAMPLE_BY:
+            raise ValueError(f"`sample_by` must be one of {SAMPLE_BY}, got {self.sample_by!r}.")
+        if (self.user_column is None) != (self.assistant_column is None):
+            raise ValueError("`user_column` and `assistant_column` must be given together, or neither.")
+        if isinstance(self.caption_column, dict) and not all(
+            isinstance(w, int | float) and 0 < w < float("inf") for w in self.caption_column.values()
+        ):
+            raise ValueError(f"`caption_column` must map columns to weights above 0, got {self.caption_column!r}.")
         if self.image_root is None:
             folder = Path(self.path)
             while folder.is_file() or (has_magic(str(folder)) and not folder.is_dir()):
@@ -114,13 +132,21 @@ class DataSource:
 
     def _open(self, files: list[str]) -> Dataset | IterableDataset:
         if self.kind is not None:
-            given = tuple(column for kind in COLUMNS if (column := getattr(self, kind)) is not None)
-            kept = tuple(sorted({*given, *(column for columns in COLUMNS.values() for column in columns)}))
-            return open_files(files, self.kind, given, kept, self.streaming)
+            given = self._given_columns()
+            kept = tuple(sorted({*given, "json", *(column for columns in COLUMNS.values() for column in columns)}))
+            return open_files(files, self.kind, given, kept, self.sample_by, self.streaming)
         kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
         if files and not Path(self.path).is_dir():
             return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)
         return load_dataset(self.path, data_files=self.data_files, **kwargs)
+
+    def _given_columns(self) -> tuple[str, ...]:
+        given = (*(getattr(self, kind) for kind in COLUMNS), self.user_column, self.assistant_column)
+        return tuple(
+            name
+            for column in (*given, self.system_column)
+            for name in ([column] if isinstance(column, str) else column or ())
+        )
 
     def parse(self, record: dict) -> dict:
         """
@@ -134,14 +160,33 @@ class DataSource:
         if record[PROBLEM] is not None:
             raise BadRecord("unreadable", record[PROBLEM])
         if self.kind == "tar":
-            members = zip(record[NAMES], record[CONTENTS], strict=True)
-            return {name: None if content is None else self._member(name, content) for name, content in members}
+            return self._parse_members(record)
         if self.kind == "text":
             return {TEXT: record[TEXT]}
         parsed = _parsed_json(record[TEXT])
         if not isinstance(parsed, dict):
             raise BadRecord("wrong_type", f"a line of JSON must be an object, got {type(parsed).__name__}")
         return parsed
+
+    def _parse_members(self, record: dict) -> dict:
+        """Of a tar: each member by its ending, and what an object of JSON beside them says."""
+        contents = dict(zip(record[NAMES], record[CONTENTS], strict=True))
+        beside = contents.pop("json", None)
+        members = {
+            name: None if content is None else self._member(name, content) for name, content in contents.items()
+        }
+        if beside is None:
+            return members
+        try:
+            members["json"] = _parsed_json(beside)
+        except BadRecord:
+            if "json" in self._given_columns():
+                raise
+            members["json"] = None  # of a file that was not asked for
+        said = members["json"] if isinstance(members["json"], dict) else {}
+        # An image that is there comes before what is said of one.
+        images = COLUMNS["image_column"] if any(name in IMAGE_SUFFIXES for name in members) else ()
+        return {**{name: value for name, value in said.items() if name not in images}, **members}
 
     def _member(self, name: str, content: bytes) -> dict | str:
         ending = name.rpartition(".")[2]

@@ -12,13 +12,15 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..data import DataSource
+from ..data.stream import SHARES_OF
 from ..training_arguments import RosettaTrainingArguments
 from .starting_point import ARCHITECTURES
 
 
 SECTIONS = ("data", "baselines")  # of a recipe, besides its arguments
 TRAINS = ("backbone", "projectors")
-WHICH_DATA = ("task", "path", "name", "data_files", "split", "streaming")  # of a source, and not how it is read
+# Of a source, and not how it is read.
+WHICH_DATA = ("task", "path", "name", "data_files", "split", "streaming", "sample_by")
 
 
 @dataclass
@@ -75,6 +77,11 @@ class StageArguments:
     )
     max_skipped_share: float = field(
         default=0.01, metadata={"help": "Share of a source's records that may be damaged before the run stops."}
+    )
+
+    shares_of: str = field(
+        default="samples",
+        metadata={"help": "What the weights of the sources are shares of.", "choices": list(SHARES_OF)},
     )
 
     def __post_init__(self):

@@ -26,6 +26,7 @@ FIXED = (
     "base_size",
     "max_length",
     "rows of a step",
+    "shares_of",
     "sources",
     # of the arguments
     "seed",

@@ -98,36 +98,54 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
         ValueError: if the parts do not fit together.
         OSError: if a part is not there.
     """
-    target = ARCHITECTURES[stage.architecture]()
+    target, processor = ARCHITECTURES[stage.architecture](), stage_processor(stage, missing)
     if "text" in missing:
-        processor = text_processor(AutoTokenizer.from_pretrained(stage.model))
         model = upcycle(stage.model, _text_config(stage, target, processor), torch.float32)
     else:
-        processor = RosettaProcessor.from_pretrained(stage.model, trust_remote_code=True)
         model = RosettaForCausalLMAndImageGeneration.from_pretrained(stage.model, dtype=torch.float32)
-    changes = {}
     for token_type in target.token_types[1:]:
         if token_type["name"] not in missing:
             continue
         if token_type["name"] == "vit":
             parts = {"vision_tower": load_vision_tower(stage.vision_tower, model.config.hidden_size)}
-            changes["image_processor"] = _image_processor(stage)
         else:
             vae = _configuration("vae", stage.vae, subfolder="vae")
             parts = {
                 "latent_channels": vae["latent_channels"] * math.prod(vae["patch_size"]),
                 "latent_hidden_size": model.config.hidden_size,
             }
-            changes["latent_patch_size"] = 2 ** (len(vae["block_out_channels"]) - 1) * vae["patch_size"][0]
-            changes["base_size"] = stage.base_size
         pool = token_type["expert_pool"]
         is_new = pool not in model.config.expert_pools
         mount(model, token_type, num_experts=target.expert_pools[pool] if is_new else None, **parts)
-    processor = _changed(processor, embeds_from=[t["embeds_from"] for t in model.config.token_types], **changes)
     processor.set_token_types(model.config)  # checks the size of the vocabulary
     write_repository(folder, model, processor)
     if stages := load_training_record(stage.model):
         save_training_record(folder, stages)
+
+
+def stage_processor(stage, missing: list[str]) -> RosettaProcessor:
+    """
+    The processor of what a stage starts from; no weights are read.
+
+    Args: as for [`write_starting_point`].
+
+    Raises:
+        OSError: if a part is not there.
+    """
+    if "text" in missing:
+        processor = text_processor(AutoTokenizer.from_pretrained(stage.model))
+    else:
+        processor = RosettaProcessor.from_pretrained(stage.model, trust_remote_code=True)
+    changes = {}
+    if "vit" in missing:
+        changes["image_processor"] = _image_processor(stage)
+    if "vae" in missing:
+        vae = _configuration("vae", stage.vae, subfolder="vae")
+        changes["latent_patch_size"] = 2 ** (len(vae["block_out_channels"]) - 1) * vae["patch_size"][0]
+        changes["base_size"] = stage.base_size
+    mounted = ARCHITECTURES[stage.architecture]().token_types[1:]
+    sources = [token_type["embeds_from"] for token_type in mounted if token_type["name"] in missing]
+    return _changed(processor, embeds_from=[*processor.embeds_from, *sources], **changes)
 
 
 def _configuration(argument: str, name_or_path: str, subfolder: str = "") -> dict:
@@ -183,4 +201,4 @@ def _changed(processor: RosettaProcessor, **changes) -> RosettaProcessor:
     return RosettaProcessor(**{**kept, **changes})
 
 
-__all__ = ["ARCHITECTURES", "missing_token_types", "write_starting_point"]
+__all__ = ["ARCHITECTURES", "missing_token_types", "stage_processor", "write_starting_point"]

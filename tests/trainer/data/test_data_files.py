@@ -132,9 +132,37 @@ def test_csv(streaming, tmp_path):
 
 
 @both
-def test_texts(streaming, tmp_path):
-    (tmp_path / "a.TXT").write_bytes(b"one\r\n\n  two\n \nthree\xff")
-    assert texts(tmp_path / "a.TXT", streaming=streaming) == ["one", "  two", "three\N{REPLACEMENT CHARACTER}"]
+@pytest.mark.parametrize(
+    ("sample_by", "expected"),
+    [
+        (None, ["one\n\n  two\n2\n \nthree\N{REPLACEMENT CHARACTER}", "4"]),
+        ("document", ["one\n\n  two\n2\n \nthree\N{REPLACEMENT CHARACTER}", "4"]),
+        ("paragraph", ["one", "  two\n2", "three\N{REPLACEMENT CHARACTER}", "4"]),
+        ("line", ["one", "  two", "2", "three\N{REPLACEMENT CHARACTER}", "4"]),
+    ],
+)
+def test_texts(sample_by, expected, streaming, tmp_path):
+    (tmp_path / "a.TXT").write_bytes(b"\xef\xbb\xbfone\r\n\n  two\n2\n \nthree\xff")
+    (tmp_path / "b.txt").write_bytes(b"4")
+    (tmp_path / "c.txt").write_bytes(b" \n\n")
+    chosen = {} if sample_by is None else {"sample_by": sample_by}
+    assert texts(tmp_path / "*.[tT]*", streaming=streaming, **chosen) == expected
+
+
+def test_places_in_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    for sample_by, places in (
+        ("document", ["the whole"]),
+        ("paragraph", ["lines 1 to 2", "lines 5 to 5"]),
+        ("line", ["line 1", "line 2", "line 5"]),
+    ):
+        source = DataSource("lm", str(tmp_path / "a.txt"), sample_by=sample_by)
+        records = list(source.open())
+        assert [source.place(record, "") for record in records] == [f"{tmp_path}/a.txt, {place}" for place in places]
+    with pytest.raises(
+        ValueError, match=r"`sample_by` must be one of \('document', 'paragraph', 'line'\), got 'page'"
+    ):
+        DataSource("lm", str(tmp_path), sample_by="page")
 
 
 @both

@@ -60,8 +60,9 @@ def test_rows_hold_all_samples_and_leave_little_room(stream):
     rows = list(islice(stream(), 160))
     lengths = [sum(map(len, _tokens(row))) for row in rows]
     assert max(lengths) <= MAX_LENGTH and sum(lengths) / len(lengths) > 0.85 * MAX_LENGTH
-    drawn = rows[-1].position["before"]["num_samples"]  # before the last 16 rows
-    assert sum(len(row.samples) for row in rows[:-16]) == sum(drawn)
+    position = rows[-1].position  # of the last 16 rows
+    given = sum(position["before"]["num_samples"]) + len(position["lengths"]) - len(position["aside"])
+    assert sum(len(row.samples) for row in rows[:-16]) == given
 
 
 def test_skipped_records_are_counted_once(stream):
@@ -154,7 +155,8 @@ def mixture(tmp_path, processor):
 
     def build(share_of_a, num_workers=0, **kwargs):
         weights = {"a": share_of_a, "b": 1 - share_of_a}
-        sources = [DataSource("lm", str(tmp_path / f"{name}.txt"), weight=weights[name]) for name in "ab"]
+        files = {name: str(tmp_path / f"{name}.txt") for name in "ab"}
+        sources = [DataSource("lm", files[name], weights[name], sample_by="line") for name in "ab"]
         collator = RosettaDataCollator(pad_token_id=0)
         # Six tokens a sample, so that a row of 14 holds two.
         return StreamLoader(RosettaDataStream(sources, processor, 14), collator, num_workers=num_workers, **kwargs)

@@ -226,7 +226,9 @@ def test_any_exception_is_a_bad_record_with_its_name(processor, monkeypatch, cap
 
     monkeypatch.setattr(type(processor), "training_sample", fails_at_7)
     stream = iter(
-        RosettaDataStream([source("lm", path=str(tmp_path / "a.txt"))], processor, 20, max_skipped_share=0.9)
+        RosettaDataStream(
+            [source("lm", path=str(tmp_path / "a.txt"), sample_by="line")], processor, 20, max_skipped_share=0.9
+        )
     )
     (record,) = [record for _ in range(32) for record in next(stream).bad_records][:1]
     assert record == {
@@ -242,7 +244,9 @@ def test_any_exception_is_a_bad_record_with_its_name(processor, monkeypatch, cap
 def test_what_fails_at_all_records_ends_the_run(processor, monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     monkeypatch.setattr(type(processor), "training_sample", lambda *_: 1 / 0)
-    stream = RosettaDataStream([source("lm", path=str(tmp_path / "a.txt"))], processor, 20, max_skipped_share=1)
+    stream = RosettaDataStream(
+        [source("lm", path=str(tmp_path / "a.txt"), sample_by="line")], processor, 20, max_skipped_share=1
+    )
     with pytest.raises(
         RuntimeError, match="100 of 100 .*a.txt, line ., unusable: ZeroDivisionError, division by zero"
     ):
@@ -251,7 +255,9 @@ def test_what_fails_at_all_records_ends_the_run(processor, monkeypatch, tmp_path
 
 def test_an_exception_elsewhere_is_no_bad_record(processor, monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
-    stream = RosettaDataStream([source("lm", path=str(tmp_path / "a.txt"))], processor, 20, max_skipped_share=1)
+    stream = RosettaDataStream(
+        [source("lm", path=str(tmp_path / "a.txt"), sample_by="line")], processor, 20, max_skipped_share=1
+    )
     monkeypatch.setattr("trainer.data.source.ShuffledReader.__next__", lambda _: 1 / 0)
     with pytest.raises(RuntimeError, match="a.txt: reading its records failed, division by zero"):
         next(iter(stream))
