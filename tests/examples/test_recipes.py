@@ -116,7 +116,7 @@ eval_strategy: steps
 eval_steps: 5
 samples:
   steps: 10
-  questions: [{question: why?}]
+  questions: [{question: "why?"}]
 """
     stage, sources, training = read_recipe([recipe(lines)])
     assert {name: source.path for name, source in stage.validation.items()} == {
