@@ -48,6 +48,7 @@ img { width: 96px; image-rendering: pixelated; } .scroll { overflow-x: auto; }
 {{ picture.last }}</text>
 {% for curve in picture.curves %}
 <polyline fill="none" stroke="{{ curve.colour }}" stroke-width="1.5" points="{{ curve.points }}"/>
+<circle r="2.5" fill="{{ curve.colour }}" cx="{{ curve.end[0] }}" cy="{{ curve.end[1] }}"/>
 {% endfor %}
 </svg>
 {% for curve in picture.curves %}<small><b style="color: {{ curve.colour }}">&#9632;</b> {{ curve.name }}
@@ -126,6 +127,7 @@ def _picture(curves: dict[str, list[tuple[int, float]]]) -> dict:
                 "colour": COLOURS[i % len(COLOURS)],
                 "now": f"{points[-1][1]:.4g}",
                 "points": " ".join(place(*point) for point in points),
+                "end": place(*points[-1]).split(","),
             }
             for i, (name, points) in enumerate(curves.items())
         ],
