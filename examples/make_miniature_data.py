@@ -9,6 +9,7 @@ Writes what the miniature recipes start from: the data and the models that a rea
     english.jsonl      paragraphs, as {"text": ...}
     questions.jsonl    questions about images/, as LLaVA has them
     drawings.parquet   images with captions
+    held_out/          the same of paragraphs and digits that are not trained on
 """
 
 import argparse
@@ -42,12 +43,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.output_dir
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     use_one_thread()
     set_seed(options.seed)
     steps = {} if options.training_steps is None else {"num_steps": options.training_steps}
 
-    english, (digits, _) = load_english(), load_digits()
+    english, (digits, held_out_digits) = load_english(), load_digits()
     tokenizer = train_tokenizer([*english.train, *all_phrases()])
     dense = train_language_model(tokenizer, pack_text(tokenizer, [*english.train, *sums()]), options.seed, **steps)
     dense.save_pretrained(folder / "dense")
@@ -58,10 +58,16 @@ def main():
     image_processor().save_pretrained(folder / "vision_tower")
     train_vae(digits.pixels(), options.seed, **steps).save_pretrained(folder / "vae")
 
-    write_lines(folder / "english.jsonl", ({"text": text} for text in english.train))
+    write_records(english.train, digits, folder)
+    write_records(english.held_out, held_out_digits, folder / "held_out")
+    print(f"The inputs of the miniature recipes are in {folder}.")
+
+
+def write_records(paragraphs: list[str], digits, folder: Path):
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    write_lines(folder / "english.jsonl", ({"text": text} for text in paragraphs))
     write_lines(folder / "questions.jsonl", write_questions(digits, folder / "images"))
     write_drawings(digits, folder / "drawings.parquet")
-    print(f"The inputs of the miniature recipes are in {folder}.")
 
 
 def write_lines(file: Path, records):

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKLFlux2
-from transformers import set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -44,8 +44,11 @@ from trainer.checkpoints.folders import (  # noqa: E402
     set_aside,
 )
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
+from trainer.data.held_out import held_out_rows  # noqa: E402
 from trainer.data.inspection import inspect_stream  # noqa: E402
 from trainer.data.inspection_page import write_page  # noqa: E402
+from trainer.figures.run_log import RunLog  # noqa: E402
+from trainer.figures.samples_in_training import SamplesInTraining  # noqa: E402
 from trainer.stages.recipe import StageArguments, read_recipe, stage_facts  # noqa: E402
 from trainer.stages.repository import save_repository_of  # noqa: E402
 from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
@@ -75,12 +78,14 @@ def main(arguments: list[str]):
         missing = missing_token_types(stage, {source.task for source in sources})
         # Opened now, so that data that are not there are missed before a model is made; read with its processor.
         stream = stream_of(stage, sources, training)
+        check_watched(stage, sources, missing)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     set_seed(training.seed)
     try:
         trainer, vae = prepare(stage, stream, training, missing, checkpoint)
         trainer.facts = stage_facts(stage, sources)
+        watch(trainer, stage, sources, vae)
         if checkpoint is not None and PartialState().is_main_process:
             if aside := set_aside(training.output_dir, checkpoint):
                 print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
@@ -142,15 +147,47 @@ def prepare(
     vae = None if stage.vae is None else AutoencoderKLFlux2.from_pretrained(stage.vae, subfolder="vae")
 
     pad, length = processor.tokenizer.pad_token_id, stage.max_length
+    held_out = {
+        name: held_out_rows(source, processor, length, stage.validation_samples, training.seed)
+        for name, source in stage.validation.items()
+    }
     trainer = RosettaTrainer(
         model,
         training,
         train_dataset=stream,
+        eval_dataset=held_out or None,
         data_collator=RosettaDataCollator(pad, length, pad_to_multiple_of=length),  # one shape, compiled once
         processing_class=processor,
         vae=vae,
     )
     return trainer, vae
+
+
+def check_watched(stage: StageArguments, sources: list[DataSource], missing: list[str]):
+    """That what a run is evaluated on and asked is there, and within what its model can do."""
+    held_out = [*stage.validation.values()]
+    tasks = {source.task for source in (*sources, *held_out)}
+    if beyond := set(missing_token_types(stage, tasks)) - {*missing}:
+        raise ValueError(f"`validation` needs {sorted(beyond)}, which neither the model nor its `data` have.")
+    for source in held_out:
+        source.open()
+    if stage.samples is not None:
+        stage.samples.check_images()
+        if stage.samples.prompts and stage.vae is None:
+            raise ValueError("`samples`: `vae` must be given to draw `prompts`.")
+
+
+def watch(trainer: RosettaTrainer, stage: StageArguments, sources: list[DataSource], vae):
+    """Has the run say what it is and how it goes, in lines and on a page, and draw and answer on the way."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    total = sum(source.weight for source in sources)
+    header = [f"{source.weight / total:.0%} of the {stage.shares_of}: {source}" for source in sources]
+    header += [f"held out as {name}: {source}" for name, source in stage.validation.items()]
+    header.append(f"{stage.global_batch_size:,} rows of {stage.max_length:,} tokens a step")
+    if stage.samples is not None:
+        trainer.add_callback(SamplesInTraining(stage.samples, trainer.processing_class, vae))
+    trainer.add_callback(RunLog(f"Stage {stage.stage}", header))
 
 
 def interrupted(training: RosettaTrainingArguments, how: str, status: int):

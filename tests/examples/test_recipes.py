@@ -106,6 +106,28 @@ def test_null_is_the_default(recipe):
     assert read_recipe([recipe("vocab_size: null")])[0].vocab_size is None
 
 
+def test_what_a_run_is_evaluated_on_and_asked(recipe):
+    lines = """
+validation:
+  books: {task: lm, path: books.jsonl}
+  speeches: {task: lm, path: speeches, sample_by: paragraph}
+validation_samples: 7
+eval_strategy: steps
+eval_steps: 5
+samples:
+  steps: 10
+  questions: [{question: "why?"}]
+"""
+    stage, sources, training = read_recipe([recipe(lines)])
+    assert {name: source.path for name, source in stage.validation.items()} == {
+        "books": "books.jsonl",
+        "speeches": "speeches",
+    }
+    assert (stage.validation_samples, training.eval_steps, stage.samples.steps) == (7, 5, 10)
+    assert stage.samples.questions == [{"question": "why?"}] and stage.samples.prompts == []
+    assert read_recipe([recipe()])[0].validation == {} and read_recipe([recipe()])[0].samples is None
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -119,6 +141,12 @@ def test_null_is_the_default(recipe):
         ("max_length: 0", "`max_length` must be at least 1, got 0"),
         ("image_pixels: [4]", r"`image_pixels` must be the least and the most pixels, got \[4\]"),
         ("gradient_accumulation_steps: 2", "`gradient_accumulation_steps` must not be given"),
+        ("validation: [text]", r"`validation` must name each of its sources, got \['text'\]"),
+        ("validation: {a: {task: lm, pth: x}}", "unknown key 'pth' of `validation`; the nearest known one is 'path'"),
+        ("validation: {a: {task: lm, path: x}}", "`eval_strategy` must be 'steps' for the sources of `validation`"),
+        ("validation_samples: 0", "`validation_samples` must be at least 1, got 0"),
+        ("samples: {prompts: [a]}", "`samples` must have `steps` and any of"),
+        ("samples: {steps: 5, prompts: [3]}", "`prompts` must be a list of strings"),
         ("extends: none.yaml", "There is no recipe '.*none.yaml'"),
         ("stage: [", "is no YAML"),
     ],

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 
 from .bad_records import BadRecord
-from .samples import SampleReader
+from .samples import SampleReader, pieces
 from .source import DataSource
 from .stream import RosettaDataStream, Row
 
@@ -140,16 +140,9 @@ def _source_report(source: DataSource, reader: SampleReader, num_records: int, e
         if isinstance(sample, BadRecord):
             report.skipped.append(sample.entry(source))
             continue
-        for start in range(0, len(sample["input_ids"]), reader.max_length):  # a document is cut
-            end = start + reader.max_length
-            report.add(
-                sample if start == 0 and end >= len(sample["input_ids"]) else _cut(sample, start, end), embeds_from
-            )
+        for piece in pieces(sample, reader.max_length):
+            report.add(piece, embeds_from)
     return report
-
-
-def _cut(document: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
-    return {key: values[start:end] for key, values in document.items()}
 
 
 __all__ = ["SourceReport", "StreamReport", "inspect_stream"]

@@ -1,6 +1,7 @@
 """One reader's way through the samples of a source: records one after another, and long documents piece by piece."""
 
 import random
+from collections.abc import Iterator
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -11,6 +12,16 @@ from .source import DataSource, ShuffledReader, StreamReader
 
 
 SMALLEST_CUT = 1 / 16  # of a row, below which no room is filled with a piece of a document
+
+
+def pieces(sample: dict[str, torch.Tensor], max_length: int) -> Iterator[dict[str, torch.Tensor]]:
+    """A sample, or a document that is longer than a row in pieces."""
+    length = len(sample["input_ids"])
+    if length <= max_length:
+        yield sample
+        return
+    for start in range(0, length, max_length):
+        yield {key: values[start : start + max_length] for key, values in sample.items()}
 
 
 class SampleReader:
@@ -112,4 +123,4 @@ class SampleReader:
         self.num_given += length
 
 
-__all__ = ["SampleReader"]
+__all__ = ["SampleReader", "pieces"]

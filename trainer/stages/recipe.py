@@ -17,10 +17,51 @@ from ..training_arguments import RosettaTrainingArguments
 from .starting_point import ARCHITECTURES
 
 
-SECTIONS = ("data", "baselines")  # of a recipe, besides its arguments
+SECTIONS = ("data", "validation", "samples", "baselines")  # of a recipe, besides its arguments
 TRAINS = ("backbone", "projectors")
 # Of a source, and not how it is read.
 WHICH_DATA = ("task", "path", "name", "data_files", "split", "streaming", "sample_by")
+
+
+@dataclass
+class SampleSettings:
+    """
+    What is asked of the model while it trains.
+
+    Args:
+        steps (`int`): every so many, and after the last.
+        prompts (`list[str]`): to draw.
+        questions (`list[dict]`): `{"question": str}` to answer, with `"image"`, a path, to answer about one.
+
+    Raises:
+        ValueError: if there is nothing to ask, or a value is not as it must be.
+    """
+
+    steps: int
+    prompts: list[str] = field(default_factory=list)
+    questions: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"`samples`: `steps` must be at least 1, got {self.steps!r}.")
+        if not self.prompts and not self.questions:
+            raise ValueError("`samples` must have `prompts` or `questions`.")
+        if not isinstance(self.prompts, list) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ValueError(f"`samples`: `prompts` must be a list of strings, got {self.prompts!r}.")
+        for entry in self.questions:
+            if not isinstance(entry, dict) or set(entry) - {"image"} != {"question"}:
+                raise ValueError(
+                    f"`samples`: each of `questions` has `question`, and may have `image`; got {entry!r}."
+                )
+
+    def check_images(self):
+        """
+        Raises:
+            ValueError: if there is no such image.
+        """
+        for entry in self.questions:
+            if (image := entry.get("image")) is not None and not Path(image).is_file():
+                raise ValueError(f"`samples`: there is no image '{image}'.")
 
 
 @dataclass
@@ -84,8 +125,14 @@ class StageArguments:
         metadata={"help": "What the weights of the sources are shares of.", "choices": list(SHARES_OF)},
     )
 
+    validation_samples: int = field(
+        default=256, metadata={"help": "Most samples of each source in `validation`, held out and evaluated on."}
+    )
+    validation: dict[str, DataSource] = field(default_factory=dict, init=False)
+    samples: SampleSettings | None = field(default=None, init=False)
+
     def __post_init__(self):
-        for name in ("max_length", "global_batch_size", "base_size"):
+        for name in ("max_length", "global_batch_size", "base_size", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.image_pixels is not None and (
@@ -99,6 +146,8 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
     Reads a recipe. Its keys are the fields of [`StageArguments`] and [`RosettaTrainingArguments`], and
 
     - `data`: a list of the fields of [`DataSource`]s;
+    - `validation`: by name, the fields of held-out ones, whose losses are evaluated on their own;
+    - `samples`: the fields of [`SampleSettings`];
     - `baselines`: what is otherwise when `architecture` is not `rosetta`;
     - `extends`: another recipe, relative to this one, whose keys hold where this one has none.
 
@@ -120,7 +169,12 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
     path, *overrides = arguments
     known = {field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind) if field.init}
     recipe = _load(Path(path), known)
-    sources = [_source(entry, path) for entry in recipe.pop("data", [])]
+    sources = [_source(entry, path, "data") for entry in recipe.pop("data", [])]
+    validation = recipe.pop("validation", None) or {}
+    if not isinstance(validation, dict):
+        raise ValueError(f"{path}: `validation` must name each of its sources, got {validation!r}.")
+    held_out = {name: _source(entry, path, "validation") for name, entry in validation.items()}
+    samples = recipe.pop("samples", None)
     baselines = recipe.pop("baselines", {})
 
     choice = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -145,6 +199,9 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
         raise ValueError(f"{path}: `data` must list at least one source.")
     if training.max_steps < 1:
         raise ValueError(f"{path}: `max_steps` must be at least 1, got {training.max_steps}: the data never end.")
+    if held_out and training.eval_strategy == "no":
+        raise ValueError(f"{path}: `eval_strategy` must be 'steps' for the sources of `validation` to be evaluated.")
+    stage.validation, stage.samples = held_out, None if samples is None else SampleSettings(**_checked(samples, path))
     training.gradient_accumulation_steps = accumulation_steps(stage, training)
     return stage, sources, training
 
@@ -198,16 +255,23 @@ def _load(path: Path, known: set[str]) -> dict:
     return recipe if base is None else {**_load(path.parent / base, known), **recipe}
 
 
-def _source(entry: dict, path: str) -> DataSource:
+def _checked(samples: dict, path: str) -> dict:
+    known = {field.name for field in dataclasses.fields(SampleSettings)}
+    if not isinstance(samples, dict) or "steps" not in samples or not samples.keys() <= known:
+        raise ValueError(f"{path}: `samples` must have `steps` and any of {sorted(known)}, got {samples!r}.")
+    return samples
+
+
+def _source(entry: dict, path: str, section: str) -> DataSource:
     known = {field.name for field in dataclasses.fields(DataSource) if field.init}
     if not isinstance(entry, dict):
-        raise ValueError(f"{path}: each entry of `data` must hold keys and values, got {entry!r}.")
+        raise ValueError(f"{path}: each entry of `{section}` must hold keys and values, got {entry!r}.")
     for key in entry:
         if key not in known:
-            raise ValueError(f"{path}: unknown key '{key}' of `data`{_nearest(key, known)}")
+            raise ValueError(f"{path}: unknown key '{key}' of `{section}`{_nearest(key, known)}")
     required = {field.name for field in dataclasses.fields(DataSource) if field.default is dataclasses.MISSING}
     if missing := sorted(name for name in required - set(entry) if name in ("task", "path")):
-        raise ValueError(f"{path}: an entry of `data` lacks {missing}: {entry}.")
+        raise ValueError(f"{path}: an entry of `{section}` lacks {missing}: {entry}.")
     return DataSource(**entry)
 
 

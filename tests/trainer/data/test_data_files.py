@@ -8,6 +8,7 @@ import lzma
 import tarfile
 
 import pytest
+import zstandard
 from data_files import picture
 from datasets import Dataset
 
@@ -41,7 +42,14 @@ both = pytest.mark.parametrize("streaming", [False, True])
 @both
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.json", "a.v2.jsonl"])
 @pytest.mark.parametrize(
-    ("compress", "suffix"), [(bytes, ""), (gzip.compress, ".gz"), (bz2.compress, ".bz2"), (lzma.compress, ".XZ")]
+    ("compress", "suffix"),
+    [
+        (bytes, ""),
+        (gzip.compress, ".gz"),
+        (bz2.compress, ".bz2"),
+        (lzma.compress, ".XZ"),
+        (zstandard.compress, ".zst"),
+    ],
 )
 def test_names_of_lines(name, compress, suffix, streaming, tmp_path):
     file = tmp_path / f"{name}{suffix}"
