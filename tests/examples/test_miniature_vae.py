@@ -12,7 +12,7 @@ def pixels(digits):
 
 @pytest.fixture(scope="module")
 def vae(pixels):
-    return train_vae(pixels, num_steps=40)
+    return train_vae(pixels, num_steps=80)
 
 
 def test_latents_of_the_training_images_are_normalised(vae, pixels):
