@@ -84,7 +84,7 @@ def test_a_run_in_words_on_disk_and_as_a_page(run, tmp_path, capsys):
     assert logs == json.loads(json.dumps(trainer.state.log_history))
     page = (tmp_path / "run.html").read_text()
     assert "a &lt;b&gt; source" in page and page.count("<polyline") > 8
-    for picture_name in ("losses in training", "text loss, held out", "capacity rate", "learning rate"):
+    for picture_name in ("losses in training", "held out: t text loss", "capacity rate", "learning rate"):
         assert picture_name in page
 
     run(RunLog("Stage X"), resume_from=str(tmp_path / "checkpoint-2"), output_dir=tmp_path / "again")
