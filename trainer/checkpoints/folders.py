@@ -82,7 +82,9 @@ def finished_steps(checkpoint: str | os.PathLike) -> int:
 
 
 def set_aside(
-    output_dir: str | os.PathLike, checkpoint: str | os.PathLike, results: tuple[str, ...] = ("ema", "model")
+    output_dir: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    results: tuple[str, ...] = ("ema", "model", "samples"),
 ) -> Path | None:
     """
     Moves what a run that is taken back to `checkpoint` has made since into a folder of its own: nothing is lost, and
