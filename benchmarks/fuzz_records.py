@@ -250,7 +250,7 @@ def write(folder: Path, number: int, seed: int) -> tuple[list[DataSource], dict[
             where[(name, key)] = int(key[-6:])
         if shard == 3:  # cut off within its last record
             kinds[int(members[-1][0][-6:])] = "tar: cut off"
-            data = data[: ends[-2] + rng.randrange(1, ends[-1] - ends[-2] - 1024)]
+            data = data[: ends[-2] + rng.randrange(1, max(2, ends[-1] - ends[-2] - 1024))]
             where.pop((name, members[-1][0]))
             where[(name, "the rest")] = int(members[-1][0][-6:])
         (folder / name).write_bytes(gzip.compress(data) if ending else data)

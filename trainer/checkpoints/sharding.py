@@ -57,6 +57,15 @@ def run_idle_parts(model: nn.Module):
     for module in model.modules():
         if hasattr(module, "runs_idle_parts"):
             module.runs_idle_parts = True
+    head = model.get_output_embeddings()
+
+    def run_head(*_):
+        # Losses take its weight and do not call it; without a backward pass, torch 2.11 takes the group that it is
+        # sharded with for half run, and leaves it sharded in the next forward pass.
+        if not torch.is_grad_enabled():
+            head(head.weight.new_empty(0, head.weight.shape[1]))
+
+    model.register_forward_hook(run_head, prepend=True)
 
 
 def reduce_in_fp32(accelerator: Accelerator):
