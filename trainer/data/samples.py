@@ -56,7 +56,9 @@ class SampleReader:
         kind = ShuffledReader if isinstance(records, Dataset) else StreamReader
         self.records = kind(records, reader, num_readers, seed)
         self.skipped = SkippedRecords(str(source), max_skipped_share)
-        self.before, self.rest, self.num_given = None, None, 0
+        self.before: dict = {}
+        self.rest: dict[str, torch.Tensor] | None = None
+        self.num_given = 0
 
     @property
     def is_within_a_document(self) -> bool:
@@ -115,7 +117,10 @@ class SampleReader:
         self.skipped.load_state_dict(skipped)
         self.rest, self.num_given = None, 0
         if state["num_given"]:  # tokens of a document
-            self.before, self.rest = self.records.state_dict(), self.read()
+            self.before, document = self.records.state_dict(), self.read()
+            if isinstance(document, BadRecord):
+                raise RuntimeError(f"{self.source}: a document that was begun is not what it was, {document}")
+            self.rest = document
             self._pass_over(state["num_given"])
 
     def _pass_over(self, length: int):
