@@ -188,6 +188,24 @@ def test_the_rest_of_a_damaged_file_is_named(streaming, tmp_path):
     assert found[-1] == "unreadable at /c.jsonl.gz, all after the beginning"
 
 
+@both
+def test_zstandard_that_is_damaged(streaming, tmp_path):
+    compress = pytest.importorskip("zstandard").ZstdCompressor().compress
+    frames = [
+        compress("".join(json.dumps({"text": f"{i} " + "x" * 999}) for _ in "a").encode() + b"\n") for i in range(4)
+    ]
+    whole = b"".join(frames)
+    long = compress("\n".join(json.dumps({"text": picture(i).hex()}) for i in range(4000)).encode())
+    (tmp_path / "a.jsonl.zst").write_bytes(whole)
+    assert len(read(tmp_path / "a.jsonl.zst", streaming=streaming)) == 4
+    files = {"b": whole + b"no frame", "c": whole[:-9], "d": long[: len(long) // 2], "e": b"no zstd"}
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl.zst").write_bytes(content)
+        found = texts(tmp_path / f"{name}.jsonl.zst", streaming=streaming)
+        assert found[-1].startswith("unreadable at , all after "), name
+        assert all("unreadable" not in text for text in found[:-1])
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.parquet.gz", "a.pdf", "a"])
 def test_kinds_that_cannot_be_read(name, tmp_path):
     (tmp_path / name).write_text("x")
