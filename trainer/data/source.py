@@ -2,8 +2,9 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 
 import datasets
@@ -94,6 +95,7 @@ class DataSource:
             isinstance(w, int | float) and 0 < w < float("inf") for w in self.caption_column.values()
         ):
             raise ValueError(f"`caption_column` must map columns to weights above 0, got {self.caption_column!r}.")
+        self.path = os.fspath(self.path)
         if self.image_root is None:
             folder = Path(self.path)
             while folder.is_file() or (has_magic(str(folder)) and not folder.is_dir()):
@@ -137,7 +139,7 @@ class DataSource:
             return open_files(files, self.kind, given, kept, self.sample_by, self.streaming)
         kwargs = {"name": self.name, "split": self.split, "streaming": self.streaming}
         if files and not Path(self.path).is_dir():
-            return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=files, **kwargs)
+            return load_dataset(BUILDERS[Path(files[0]).suffix.lower()], data_files=list(map(escape, files)), **kwargs)
         return load_dataset(self.path, data_files=self.data_files, **kwargs)
 
     def _given_columns(self) -> tuple[str, ...]:
@@ -222,12 +224,13 @@ class DataSource:
         return found
 
     def _files_in_folder(self, path: Path) -> list[str]:
+        folder = escape(str(path))
         try:
             if self.data_files is None:
-                files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))[self.split]
+                files = DataFilesDict.from_patterns(get_data_patterns(folder), base_path=folder)[self.split]
             else:
                 patterns = [self.data_files] if isinstance(self.data_files, str) else self.data_files
-                files = DataFilesList.from_patterns(patterns, base_path=str(path))
+                files = DataFilesList.from_patterns(patterns, base_path=folder)
         except (FileNotFoundError, KeyError):
             return []  # of which `datasets` then says what is wrong
         known = [file for file in files if kind_of(file) or Path(file).suffix.lower() in BUILDERS]

@@ -189,6 +189,27 @@ def test_the_rest_of_a_damaged_file_is_named(streaming, tmp_path):
 
 
 @both
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_files_of_any_name(suffix, streaming, tmp_path):
+    folder = tmp_path / "part[1] *?"
+    folder.mkdir()
+    file = folder / f"a[1] *?.{suffix}"
+    if suffix == "jsonl":
+        file.write_text(LINES)
+        assert texts(folder, streaming=streaming) == TEXTS
+    else:
+        Dataset.from_dict({"text": TEXTS}).to_parquet(file)
+    assert texts(file, streaming=streaming) == TEXTS
+
+
+def test_a_path_is_text_from_then_on(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    source = DataSource("lm", tmp_path / "*.jsonl")
+    assert [record["text"] for record in source.open()] == LINES.splitlines()
+    json.dumps(BadRecord("empty", "").entry(source))  # as it stands in the list of what was skipped
+
+
+@both
 def test_zstandard_that_is_damaged(streaming, tmp_path):
     compress = pytest.importorskip("zstandard").ZstdCompressor().compress
     frames = [
