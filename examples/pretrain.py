@@ -115,7 +115,10 @@ def inspect(stage: StageArguments, sources: list[DataSource], training, num_reco
         raise ValueError(f"`inspect` must be at least 1, got {num_records}.")
     logging.getLogger("trainer.data").setLevel(logging.ERROR)  # what is skipped is in the report
     processor = stage_processor(stage, missing_token_types(stage, {source.task for source in sources}))
-    report = inspect_stream(stream_of(stage, sources, training, processor), num_records)
+    try:
+        report = inspect_stream(stream_of(stage, sources, training, processor), num_records)
+    except RuntimeError as error:  # a file that cannot be read at all
+        raise ValueError(f"{error}") from error
     page = Path(training.output_dir, "data.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     write_page(report, processor, page, title=f"Data of the stage {stage.stage}")

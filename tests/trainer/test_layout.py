@@ -17,7 +17,7 @@ ORDER = [
     "trainer.optimizer",
     "trainer.training_arguments",
     "trainer.checks",
-    "trainer.checks",
+    "trainer.html_page",
     "trainer.data",
     "trainer.figures",
     "trainer.checkpoints",

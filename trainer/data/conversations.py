@@ -21,7 +21,8 @@ def conversation_of(record: dict, source: DataSource) -> list[dict] | None:
     - columns that the source maps to the roles: `user_column`, `assistant_column`, `system_column`;
     - a list of turns, `from` and `value` (LLaVA, ShareGPT) or `role` and `content` (OpenAI, transformers, TRL), the
       latter a string or a list of items;
-    - `prompt` and `completion`, both of them lists of turns (TRL), of which the completion is to be learnt;
+    - `prompt` and `completion`, both of them lists of turns (TRL), of which the completion is to be learnt, or both
+      texts in the task `"mmu"`;
     - `texts`, a list of objects with `user` and `assistant` (the Cauldron);
 
     and beside it a `system` prompt.
@@ -77,7 +78,14 @@ def _of_turns(record: dict, source: DataSource) -> list[dict] | None:
 
 
 def _of_prompt_and_completion(record: dict, source: DataSource) -> list[dict] | None:
-    if not isinstance(record.get("prompt"), list) or "completion" not in record:
+    if not {"prompt", "completion"} <= record.keys():
+        return None
+    if source.task == "mmu" and isinstance(record["prompt"], str):  # about images, so a turn and its answer
+        return [
+            _message("user", record["prompt"], "prompt"),
+            _message("assistant", record["completion"], "completion"),
+        ]
+    if not isinstance(record["prompt"], list):
         return None
     prompt, completion = (_turns(record[column], column) for column in ("prompt", "completion"))
     return [{**message, "weight": 0} for message in prompt] + completion
@@ -171,6 +179,8 @@ def _put_in_images(messages: list[dict], record: dict, source: DataSource, needs
     """The images of the image column where they belong."""
     slots = [part for message in messages for part in message["content"] if part["type"] == "image"]
     empty = [part for part in slots if part["image"] is None]
+    if slots and source.task == "lm":
+        raise BadRecord("image_count", f"there are {len(slots)} images, of which the task 'lm' has none")
     images = [] if source.task == "lm" else _images(record, source, is_needed=bool(empty))
     if images and not slots and not needs_marks:
         first = next(message for message in messages if message["role"] == "user")

@@ -7,32 +7,23 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 from PIL import Image
 
+from ..html_page import COLOURS, page_template
 from .inspection import NUM_EXAMPLES, StreamReport
 
 
-COLOURS = ("#4477aa", "#ee8866", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#bbbbbb")
-TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 68em; padding: 0 1em; color: #222; }
-h2 { border-left: .6em solid; padding-left: .5em; margin-top: 2.2em; }
-table { border-collapse: collapse; } td, th { padding: .15em .9em .15em 0; text-align: left; vertical-align: top; }
+TEMPLATE = page_template(
+    """h2 { border-left: .6em solid; padding-left: .5em; margin-top: 2.2em; }
 .sample { border: 1px solid #ddd; border-radius: 6px; padding: .6em .8em; margin: .6em 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13px/1.7 ui-monospace, monospace; max-height: 22em; overflow-y: auto; }
 .target { background: #d7efd3; } .mark { color: #999; }
 img { height: 96px; image-rendering: pixelated; vertical-align: middle; border: 1px solid #ccc; margin: 2px; }
 .row { display: flex; height: 13px; margin: 2px 0; background: #f1f1f1; } .row span { border-right: 1px solid #fff; }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ report.rows|length }} rows of {{ "{:,}".format(report.max_length) }} tokens are
+""",
+    """<p>{{ report.rows|length }} rows of {{ "{:,}".format(report.max_length) }} tokens are
 {{ "{:.1%}".format(report.fill) }} full.
 {% if report.stopped %}<b>A run would stop:</b> {{ report.stopped }}{% endif %}</p>
 <table>
@@ -66,8 +57,8 @@ title="{{ part.text }}">{% else %}<span class="{{ part.kind }}">{{ part.text }}<
 {% endfor %}
 {% endfor %}
 <p><span class="target">Green</span> is to be predicted. Pictures are as the model gets them.</p>
-</html>
-""")
+""",
+)
 
 
 def write_page(report: StreamReport, processor, file: str | os.PathLike, title: str = "Data"):

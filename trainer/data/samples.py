@@ -15,7 +15,7 @@ SMALLEST_CUT = 1 / 16  # of a row, below which no room is filled with a piece of
 
 
 def pieces(sample: dict[str, torch.Tensor], max_length: int) -> Iterator[dict[str, torch.Tensor]]:
-    """A sample, or a document that is longer than a row in pieces."""
+    """A sample as it is, or a document of more than `max_length` tokens in pieces: rows `(S,)` cut to `(s,)`."""
     length = len(sample["input_ids"])
     if length <= max_length:
         yield sample

@@ -3,15 +3,13 @@
 import os
 from pathlib import Path
 
-import jinja2
-
+from ..html_page import COLOURS, page_template
 from .samples_in_training import read_samples
 
 
 FILE_NAME = "run.html"
 MAX_POINTS = 400  # of a curve
 WIDTH, HEIGHT = 320, 130
-COLOURS = ("#4477aa", "#ee8866", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")
 # Curves that belong in one picture: what it is called, and which figures they are.
 PICTURES = {
     "losses in training": lambda name: name.endswith("_loss") and not name.startswith(("eval_", "train_")),
@@ -22,20 +20,12 @@ PICTURES = {
     "tokens a second": lambda name: name == "tokens_per_second",
     "skipped records": lambda name: name.startswith("skipped_"),
 }
-TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1.4em 2em; } figure { margin: 0; width: 330px; }
+TEMPLATE = page_template(
+    """.pictures { display: flex; flex-wrap: wrap; gap: 1.4em 2em; } figure { margin: 0; width: 330px; }
 svg { width: 330px; background: #fafafa; } figcaption { font-weight: 600; } small { display: block; color: #555; }
-table { border-collapse: collapse; } td, th { padding: .2em .7em .2em 0; text-align: left; vertical-align: top; }
 img { width: 96px; image-rendering: pixelated; } .scroll { overflow-x: auto; }
-</style>
-<h1>{{ title }}</h1>
-<p>{% for line in header %}{{ line }}<br>{% endfor %}</p>
+""",
+    """<p>{% for line in header %}{{ line }}<br>{% endfor %}</p>
 <div class="pictures">
 {% for picture in pictures %}
 <figure><figcaption>{{ picture.name }}</figcaption>
@@ -70,8 +60,8 @@ img { width: 96px; image-rendering: pixelated; } .scroll { overflow-x: auto; }
 {% endfor %}
 </table></div>
 {% endif %}
-</html>
-""")
+""",
+)
 
 
 def write_run_page(output_dir: str | os.PathLike, title: str, header: list[str], history: list[dict]):

@@ -75,6 +75,7 @@ ITEMS = [
         ),
         ("lm", {"prompt": [QUESTION], "completion": [ANSWER]}, {}, chat("which?")),
         ("mmu", {"images": [RED], "prompt": [QUESTION], "completion": [ANSWER]}, {}, chat("which?", images=[RED])),
+        ("mmu", {"image": RED, "prompt": "which?", "completion": "this"}, {}, chat("which?", images=[RED])),
         (
             "mmu",
             {"images": [{"bytes": RED}], "texts": [{"user": "which?", "assistant": "this", "source": "x"}]},
@@ -152,6 +153,7 @@ def test_images_in_the_items_of_a_message(processor, tmp_path):
         ("lm", {"messages": [QUESTION, {**ANSWER, "weight": 0}]}, "no_target"),
         ("mmu", {"image": RED, "conversations": [{"from": "human", "value": "no mark"}, LLAVA[1]]}, "image_count"),
         ("lm", {"messages": ITEMS}, "image_count"),
+        ("lm", {"messages": [{"role": "user", "content": [{"type": "image", "image": RED}]}, ANSWER]}, "image_count"),
         ("mmu", {"conversations": LLAVA}, "missing_column"),
         ("mmu", {"image": RED, "text": "x"}, "missing_column"),
         ("lm", {"prompt": "a", "completion": 3}, "wrong_type"),
