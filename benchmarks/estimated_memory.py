@@ -165,14 +165,23 @@ def measure(name: str, file: str):
         Path(file).write_text(json.dumps(later.peak - before))
 
 
+def measure_alone(process: int, name: str, file: str):
+    torch.set_num_threads(1)
+    measure(name, file)
+
+
 def compare(name: str) -> dict[str, float]:
     """Both, in GB."""
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        run_on_ranks(measure, case.ranks, name, f"{folder}/measured.json")
-        measured = json.loads(Path(folder, "measured.json").read_text())
+        file = Path(folder, "measured.json")
+        if case.ranks > 1:
+            run_on_ranks(measure, case.ranks, name, str(file))
+        else:
+            torch.multiprocessing.spawn(measure_alone, (name, str(file)))
+        measured = json.loads(file.read_text())
         training = case.training(folder)
-        estimated = step_memory(case.model, case.batch, training, case.ranks, case.accumulation)
+        estimated = step_memory(case.model, case.batch, training, case.ranks, case.accumulation, case.recomputes)
     return {
         "estimated GB": estimated.peak / 1e9,
         "measured GB": measured / 1e9,

@@ -58,6 +58,7 @@ def step_memory(
     training,
     num_devices: int = 1,
     accumulation_steps: int = 1,
+    recompute: bool = False,
     make_vae: Callable[[], nn.Module] | None = None,
 ) -> StepMemory:
     """
@@ -67,19 +68,25 @@ def step_memory(
     Args:
         make_model (`Callable`): makes the model, with what is trained of it.
         make_batch (`Callable`): makes a micro-batch of the collator's.
-        training ([`RosettaTrainingArguments`]): of which precision, recomputation, optimizer and average count.
+        training ([`RosettaTrainingArguments`]): of which precision, optimizer and average count.
         num_devices (`int`, defaults to 1): over which all is sharded, if there are several.
         accumulation_steps (`int`, defaults to 1): micro-batches of a step on each.
+        recompute (`bool`, defaults to `False`): activations, in the backward pass.
         make_vae (`Callable`, *optional*): for batches with `latent_pixels`.
     """
     memory = LiveMemory()
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
-    with memory.fake:
+    with torch.device("meta"):
         model = make_model().train()
         vae = None if make_vae is None else make_vae().eval().requires_grad_(False)
+    with memory.fake:
+        for module in (model, vae):
+            _give_places(module)
     with _ranks(num_devices), memory:
         config = model.config
-        model = _sharded(model, training, num_devices) if num_devices > 1 else _recomputing(model, training)
+        if num_devices > 1:
+            model = _sharded(model, training.bf16, recompute)
+        elif recompute:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         if training.bf16:
             model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
         parameters = list(model.parameters())
@@ -117,6 +124,21 @@ def step_memory(
         )
 
 
+def _give_places(model: nn.Module | None):
+    """Puts what was made on the meta device, on which nothing computes in lower precision, on a (fake) CPU."""
+    placed: dict[torch.Tensor, torch.Tensor] = {}  # what is tied stays so
+    for module in () if model is None else model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in placed:
+                    empty = torch.empty_like(parameter, device="cpu")
+                    placed[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = placed[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+
+
 def _forward_and_backward(model: nn.Module, config, batch: dict, vae):
     if "latent_pixels" in batch:
         batch["latents"] = encode_pixels(vae, batch.pop("latent_pixels"), batch["latent_grid_hw"])
@@ -128,30 +150,24 @@ def _optimizer(model: nn.Module, config, training) -> torch.optim.Optimizer:
     return optimizer_from_arguments(model, config, training, (), MAOPAdamW, **settings)
 
 
-def _recomputing(model: nn.Module, training) -> nn.Module:
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs)
-    return model
-
-
-def _sharded(model: nn.Module, training, num_devices: int) -> nn.Module:
+def _sharded(model: nn.Module, bf16: bool, recompute: bool) -> nn.Module:
     """As accelerate shards with `examples/accelerate_configs/fsdp2.yaml`."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
-        activation_checkpointing=bool(training.gradient_checkpointing),
+        activation_checkpointing=recompute,
         cpu_ram_efficient_loading=False,
     )
-    precision = "bf16" if training.bf16 else "no"
-    if training.bf16:
+    precision = "bf16" if bf16 else "no"
+    if bf16:
         plugin.set_mixed_precision(precision)
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision=precision, is_main_process=True
     )
     reduce_in_fp32(accelerator)
     with routers_in_fp32(accelerator, model):
-        if plugin.activation_checkpointing:
+        if recompute:
             plugin.set_auto_wrap_policy(model)
             model = fsdp2_apply_ac(accelerator, model)
         return fsdp2_prepare_model(accelerator, model)
@@ -173,6 +189,9 @@ def _ranks(number: int) -> Iterator[None]:
 def _attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
 
 
 def _bytes(tensor: torch.Tensor) -> int:
