@@ -33,6 +33,27 @@ def find_optimizer_state(checkpoint: str | os.PathLike) -> Path:
     )
 
 
+def check_takes_moments(optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer], **kwargs):
+    """
+    Args:
+        optimizer (`torch.optim.Optimizer` or its class): that shall go on with the moments of an earlier stage.
+        kwargs: the arguments of the class.
+
+    Raises:
+        ValueError: if it has no such moments, or its parameters have no names.
+    """
+    optimizer_class = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if not issubclass(optimizer_class, torch.optim.Adam):  # which AdamW is one of
+        raise ValueError(
+            f"`optimizer_state_from` must be None with {optimizer_class.__name__}: only the moments of Adam and AdamW "
+            "can be carried over."
+        )
+    if kwargs.get("amsgrad", False) if isinstance(optimizer, type) else optimizer.defaults["amsgrad"]:
+        raise ValueError("`optimizer_state_from` must be None with `amsgrad`, whose maxima are not carried over.")
+    if not isinstance(optimizer, type) and not all("param_names" in group for group in optimizer.param_groups):
+        raise ValueError("`optimizer` must have named parameters for its state to be carried over.")
+
+
 def carry_over_optimizer_state(optimizer: torch.optim.AdamW, checkpoint: str | os.PathLike) -> dict[str, list[str]]:
     """
     Gives `optimizer` the moments and step counts that a checkpoint's AdamW had for the parameters of the same name and
@@ -47,10 +68,9 @@ def carry_over_optimizer_state(optimizer: torch.optim.AdamW, checkpoint: str | o
         `dict[str, list[str]]`: names of the parameters, `carried`, `new` (not in the checkpoint) and `reshaped`.
 
     Raises:
-        ValueError: if the parameters have no names, or the checkpoint has no optimizer or no parameter of `optimizer`.
+        ValueError: if `optimizer` cannot take them, or the checkpoint has no optimizer or no parameter of `optimizer`.
     """
-    if not all("param_names" in group for group in optimizer.param_groups):
-        raise ValueError("`optimizer` must have named parameters for its state to be carried over.")
+    check_takes_moments(optimizer)
     source = find_optimizer_state(checkpoint)
     params = {
         name: (param, group)
@@ -128,4 +148,4 @@ def _sharded_as(param: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(whole.to(param.device), param.device_mesh, param.placements, src_data_rank=None)
 
 
-__all__ = ["carry_over_optimizer_state", "find_optimizer_state"]
+__all__ = ["carry_over_optimizer_state", "check_takes_moments", "find_optimizer_state"]
