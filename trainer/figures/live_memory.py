@@ -16,9 +16,9 @@ TAKE_MASKS = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default
 
 class LiveMemory(TorchDispatchMode):
     """
-    A context in which tensors with fractions are fake: they have shapes and no values. What a layout is read off (token
-    types, grids, masks, indices) is real and computed as ever, so that shapes which depend on it are known. The bytes
-    of all that is alive are counted, also those that FSDP2 takes and frees.
+    A context in which tensors with fractions are fake: they have shapes and no values. What a layout is read off
+    (token types, grids, masks, indices) is real and computed as ever, so that shapes which depend on it are known. The
+    bytes of all that is alive are counted, also those that FSDP2 takes and frees.
 
     Attributes:
         fake (`FakeTensorMode`): in which the parameters have to be made.

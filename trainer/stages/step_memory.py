@@ -227,7 +227,10 @@ def full_row(config, task: str, length: int, image_tokens: int, token_pixels: in
     text = length // number - tokens
     if task == "mmu":
         vision = config.vision_config
-        merge, patch = vision.spatial_merge_size, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        merge, patch = (
+            vision.spatial_merge_size,
+            vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        )
         kind = config.token_type_index("pixel_values")
         images = {
             "pixel_values": torch.zeros(tokens * merge**2, patch),

@@ -6,8 +6,7 @@ import re
 
 import pytest
 import torch
-from data_files import conversation, file_model, file_processor, picture, write_texts
-from diffusers import AutoencoderKLFlux2
+from data_files import conversation, file_model, file_processor, file_vae, picture, write_texts
 from PIL import Image
 
 from trainer import DataSource, RosettaDataCollator, RosettaDataStream
@@ -25,16 +24,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def vae():
-    torch.manual_seed(0)
-    return AutoencoderKLFlux2(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
+    return file_vae()
 
 
 @pytest.fixture
