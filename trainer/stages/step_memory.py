@@ -1,6 +1,7 @@
 """How much memory a step of training takes on one of several devices, before there is one."""
 
 import contextlib
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def step_memory(
     with memory.fake:
         for module in (model, vae):
             _give_places(module)
-    with _ranks(num_devices), memory:
+    with _ranks(num_devices), _eager_collector(), memory:
         config = model.config
         if num_devices > 1:
             model = _sharded(model, training.bf16, recompute)
@@ -184,6 +185,17 @@ def _ranks(number: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _eager_collector() -> Iterator[None]:
+    """What is in a circle is let go of when Python's collector comes to it, which is often where little is old."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
