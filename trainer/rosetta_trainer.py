@@ -258,6 +258,10 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
                 self._guard.read()
         return norm
 
+    def paused(self):
+        """A context for what is no training, for callbacks: the logged throughput does not count its time."""
+        return self._throughput.paused()
+
     @property
     def checkpoint_parts(self):
         parts = (self._guard, self._average, self._anchor, self._stream_loader, self.run)

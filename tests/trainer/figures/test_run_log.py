@@ -1,5 +1,6 @@
 """A run says what it is and how it goes, and draws and answers on the way."""
 
+import contextlib
 import json
 import math
 import re
@@ -88,7 +89,11 @@ def test_samples_leave_the_training_alone(run, processor, vae, tmp_path):
     settings = SampleSettings(
         2, ["a drawing", "another"], [{"question": "what?", "image": str(image)}, {"question": "?"}]
     )
-    alone, watched = run(), run(SamplesInTraining(settings, processor, vae))
+    entered = []
+    paused = contextlib.ExitStack()
+    paused.callback(entered.append, "left")
+    alone, watched = run(), run(SamplesInTraining(settings, processor, vae, lambda: paused))
+    assert entered == ["left"]
     for one, other in zip(alone.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, other)
     samples = read_samples(tmp_path)
