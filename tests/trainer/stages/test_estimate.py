@@ -13,8 +13,8 @@ def stage_of(model, **fields):
     return StageArguments(stage="x", model=str(model), **{"max_length": 64, "global_batch_size": 4, **fields})
 
 
-def training(**fields):
-    return RosettaTrainingArguments("unused", use_cpu=True, report_to="none", **fields)
+def training():
+    return RosettaTrainingArguments("unused", use_cpu=True, report_to="none", per_device_train_batch_size=1)
 
 
 @pytest.fixture
