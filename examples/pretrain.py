@@ -185,7 +185,8 @@ def watch(trainer: RosettaTrainer, stage: StageArguments, sources: list[DataSour
     header += [f"held out as {name}: {source}" for name, source in stage.validation.items()]
     header.append(f"{stage.global_batch_size:,} rows of {stage.max_length:,} tokens a step")
     if stage.samples is not None:
-        trainer.add_callback(SamplesInTraining(stage.samples, trainer.processing_class, vae, trainer.paused))
+        parts = (trainer.processing_class, vae, trainer.callback_handler.callbacks, trainer.paused)
+        trainer.add_callback(SamplesInTraining(stage.samples, *parts))
     trainer.add_callback(RunLog(f"Stage {stage.stage}", header))
 
 

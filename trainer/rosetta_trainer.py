@@ -22,6 +22,7 @@ from .figures.evaluation_figures import EvaluationFigures
 from .figures.flops import peak_flops, training_flops
 from .figures.source_losses import SourceLosses
 from .figures.throughput import Throughput
+from .figures.trackers import group_names
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
 from .optimizer.anchor import Anchor, find_importances
@@ -80,6 +81,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns of it
         super().__init__(model, args, **kwargs)
+        group_names(self.callback_handler.callbacks)
         check_parallelism(self.accelerator, self.is_fsdp_enabled)
         reduce_in_fp32(self.accelerator)
         # Losses here are normalized by counts of their own, not by the Trainer's `num_items_in_batch`.

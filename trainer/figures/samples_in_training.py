@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 
 from modeling_rosetta import RosettaPipeline
 
+from .trackers import trackers
+
 
 FOLDER = "samples"
 NUM_INFERENCE_STEPS = 30
@@ -27,12 +29,14 @@ class SamplesInTraining(TrainerCallback):
         settings ([`SampleSettings`]): what is asked, and every how many steps.
         processor (`RosettaProcessor`)
         vae (`AutoencoderKLFlux2`, *optional*): needed to draw.
+        callbacks (`list[TrainerCallback]`, *optional*): of the run; the trackers among them are shown both.
         paused (`Callable`, *optional*): makes the context to do it in, as [`RosettaTrainer.paused`] does, so that it
             does not count as time of training.
     """
 
-    def __init__(self, settings, processor, vae=None, paused=contextlib.nullcontext):
+    def __init__(self, settings, processor, vae=None, callbacks=(), paused=contextlib.nullcontext):
         self.settings, self.processor, self.vae, self.paused = settings, processor, vae, paused
+        self.callbacks = callbacks
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.settings.steps and state.global_step < state.max_steps:
@@ -49,6 +53,8 @@ class SamplesInTraining(TrainerCallback):
         model.train(was_training)
         if state.is_world_process_zero:
             self._write(Path(args.output_dir, FOLDER, f"step-{state.global_step:08}"), images, answers)
+            for tracker in trackers(self.callbacks):
+                tracker.show(self.settings.prompts, images, self.settings.questions, answers, state.global_step)
 
     def _draw(self, model, seed: int) -> list:
         if not self.settings.prompts:

@@ -92,7 +92,7 @@ def test_samples_leave_the_training_alone(run, processor, vae, tmp_path):
     entered = []
     paused = contextlib.ExitStack()
     paused.callback(entered.append, "left")
-    alone, watched = run(), run(SamplesInTraining(settings, processor, vae, lambda: paused))
+    alone, watched = run(), run(SamplesInTraining(settings, processor, vae, paused=lambda: paused))
     assert entered == ["left"]
     for one, other in zip(alone.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, other)
