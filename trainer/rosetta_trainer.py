@@ -19,6 +19,7 @@ from .data.drawing import with_latents
 from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
+from .figures.expert_figures import ExpertFigures
 from .figures.flops import peak_flops, training_flops
 from .figures.source_losses import SourceLosses
 from .figures.throughput import Throughput
@@ -113,6 +114,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             self._anchor = Anchor(args.anchor_strength, *settings)
         self._training_figures = TrainingFigures(self.model.config, args.device)
         self._evaluation_figures = EvaluationFigures(self.model.config, args.device)
+        self._expert_figures = ExpertFigures(self.model, args.device) if args.log_experts else None
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW with MAOP over the parameter groups of DiffLR, or what `optimizer_cls_and_kwargs` says, see
@@ -374,6 +376,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
                 logs.update(self._stream_loader.skipped_on_all_ranks(self.accelerator))
                 logs.update(self._source_losses.read(self.accelerator))
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
+            if self._expert_figures is not None:
+                logs.update(self._expert_figures.read(self.accelerator))
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
                 figures = self._plain_optimizer.maop_figures()
                 logs.update({f"maop_{name}": figure for name, figure in figures.items()})

@@ -123,6 +123,13 @@ class RosettaTrainingArguments(TrainingArguments):
             "up. It is in each checkpoint, and in the end a model of its own in `output_dir/ema`. Default: none."
         },
     )
+    log_experts: bool = field(
+        default=False,
+        metadata={
+            "help": "Log how evenly each pool's experts are used (highest and lowest load, how many are idle) and the "
+            "entropy of its routers."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "As transformers', which waits for the device. `loss` is of finite losses in any case."},

@@ -65,7 +65,7 @@ def _difference(weights, others):
 def _train_sharded(folder, world_size, hybrid):
     for accumulation in (1, 2):
         mesh = ParallelismConfig(dp_replicate_size=2, dp_shard_size=world_size // 2) if hybrid else None
-        run = {"world_size": world_size, "accumulation": accumulation, "parallelism_config": mesh}
+        run = {"world_size": world_size, "accumulation": accumulation, "parallelism_config": mesh, "log_experts": True}
         trainer = _train(_exact_model(), folder, fsdp_config={}, **run)
         _assert_sharded(trainer)
         assert next(trainer.model.parameters()).device_mesh.ndim == 1 + hybrid
@@ -76,12 +76,15 @@ def _train_sharded(folder, world_size, hybrid):
     ("world_size", "hybrid"), [(2, False), (3, False), (4, True)], ids=["2 sharded", "3 sharded", "2 x 2 hybrid"]
 )
 def test_any_number_of_ranks_gives_the_weights_of_one_process(world_size, hybrid, tmp_path):
-    expected = _train(_exact_model(), tmp_path).model.state_dict()
+    alone = _train(_exact_model(), tmp_path, log_experts=True)
+    expected, (first_log, *_) = alone.model.state_dict(), training_logs(alone)
     assert _difference(expected, _train(_exact_model(), tmp_path, maop=False).model.state_dict()) > 1e-3
     run_on_ranks(_train_sharded, world_size, tmp_path, world_size, hybrid)
     for accumulation in (1, 2):
         weights, log = torch.load(tmp_path / f"{accumulation}.pt")
         assert _difference(weights, expected) < 1e-5
+        for name in (name for name in first_log if name.startswith(("expert", "router_entropy"))):
+            assert log[0][name] == pytest.approx(first_log[name], abs=1e-5), name
         assert log[0].get("maop_fired_share") is None and log[-1]["maop_fired_share"] > 0.1
 
 

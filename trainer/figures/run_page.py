@@ -14,6 +14,9 @@ WIDTH, HEIGHT = 320, 130
 PICTURES = {
     "losses in training": lambda name: name.endswith("_loss") and not name.startswith(("eval_", "train_")),
     "capacity rate": lambda name: name.startswith("capacity_rate_"),
+    "load of an expert": lambda name: name.startswith("expert_load_"),
+    "idle experts": lambda name: name.startswith("experts_idle_"),
+    "entropy of the routers": lambda name: name.startswith("router_entropy_"),
     "MAOP": lambda name: name.startswith("maop_"),
     "norm of the gradient": lambda name: name == "grad_norm",
     "learning rate": lambda name: name.startswith("learning_rate_"),

@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import TrackioCallback
 # The first that matches decides; what none matches is of the group `train`.
 GROUPS = (
     (r"(eval|test)_(.+)", r"\1/\2"),
-    (r"(capacity_rate_.+|expert_.+)", r"experts/\1"),
+    (r"((?:capacity_rate|expert_load|experts_idle|router_entropy)_.+)", r"experts/\1"),
     (r"(maop|learning_rate|skipped)_(.+)", r"\1/\2"),
     (r"num_(.+)", r"counts/\1"),
     (r"(tokens_per_second|mfu|time_left)", r"speed/\1"),

@@ -25,6 +25,8 @@ from trainer.stages.recipe import SampleSettings
         ("eval_english_text_loss", "eval/english_text_loss"),
         ("test_loss", "test/loss"),
         ("capacity_rate_und", "experts/capacity_rate_und"),
+        ("expert_load_highest_und", "experts/expert_load_highest_und"),
+        ("router_entropy_und", "experts/router_entropy_und"),
         ("learning_rate_base", "learning_rate/base"),
         ("maop_cosine", "maop/cosine"),
         ("skipped_records", "skipped/records"),
