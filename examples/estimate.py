@@ -32,14 +32,17 @@ def main(arguments: list[str]):
     parser.add_argument("--memory", type=float, default=80, help="GB of each; default 80")
     parser.add_argument("--gpu", choices=list(PEAK_TFLOPS), default="H100", help="for the time; default H100")
     parser.add_argument("--share_of_peak", type=float, default=0.4, help="of a GPU that is used; default 0.4")
+    parser.add_argument("--lora_rank", type=int, help="of adapters, as examples/finetune.py --train lora has them")
     options, overrides = parser.parse_known_args(arguments)
     for name in ("gpus", "memory", "share_of_peak"):
         if not getattr(options, name) > 0:
             raise SystemExit(f"`{name}` must be above 0, got {getattr(options, name)}.")
+    if options.lora_rank is not None and options.lora_rank < 1:
+        raise SystemExit(f"`lora_rank` must be at least 1, got {options.lora_rank}.")
     warnings.filterwarnings("ignore", module="torch")  # of what a GPU would not do
     try:
         stage, sources, training = read_recipe([options.recipe, "--use_cpu=true", *overrides])
-        estimate = estimate_recipe(stage, sources, training, options.gpus)
+        estimate = estimate_recipe(stage, sources, training, options.gpus, options.lora_rank)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     weights: dict[str, float] = {}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 
@@ -31,6 +32,7 @@ class LiveMemory(TorchDispatchMode):
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
         self._resize = torch.UntypedStorage.resize_
+        self._find_shape = ShardingPropagator._propagate_tensor_meta_non_cached
 
     def count(self, tensor: torch.Tensor):
         """Counts a tensor that may have been made elsewhere."""
@@ -43,11 +45,18 @@ class LiveMemory(TorchDispatchMode):
             if storage._cdata in self._sizes:
                 self._count(storage)
 
+        def find_unseen(propagator, schema):
+            # What DTensor makes to learn of a result's shape is as large as the whole, and nowhere.
+            with _disable_current_modes():
+                return self._find_shape(propagator, schema)
+
         torch.UntypedStorage.resize_ = resize_and_count
+        ShardingPropagator._propagate_tensor_meta_non_cached = find_unseen
         return super().__enter__()
 
     def __exit__(self, *error):
         torch.UntypedStorage.resize_ = self._resize
+        ShardingPropagator._propagate_tensor_meta_non_cached = self._find_shape
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

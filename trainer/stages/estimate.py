@@ -14,6 +14,7 @@ from ..data.collator import RosettaDataCollator
 from ..data.latent_cache import DESCRIPTION
 from ..figures.batch_counts import count_batch, count_targets
 from ..figures.flops import training_flops
+from ..lora import lora_config
 from .freezing import train_backbone, train_projectors
 from .recipe import StageArguments
 from .starting_point import ARCHITECTURES, TOKEN_TYPES_OF_TASK, configuration
@@ -74,13 +75,17 @@ class RecipeEstimate:
         return rows * flops * (4 / 3 if recomputes else 1) / flops_per_second
 
 
-def estimate_recipe(stage: StageArguments, sources, training, num_devices: int) -> RecipeEstimate:
+def estimate_recipe(
+    stage: StageArguments, sources, training, num_devices: int, lora_rank: int | None = None
+) -> RecipeEstimate:
     """
     Args:
         stage ([`StageArguments`])
         sources (`list[DataSource]`): of which the tasks count. They are not opened.
         training ([`RosettaTrainingArguments`])
         num_devices (`int`): over which all is sharded, if there are several.
+        lora_rank (`int`, *optional*): of adapters on the attention, as `examples/finetune.py` trains them, in place of
+            what the recipe trains.
 
     Raises:
         ValueError: if the rows of a step are no multiple of those of a micro-batch on all devices.
@@ -98,6 +103,9 @@ def estimate_recipe(stage: StageArguments, sources, training, num_devices: int) 
     def make_model() -> nn.Module:
         attention = {"": ATTENTION, "vision_config": "sdpa"}
         model = RosettaForCausalLMAndImageGeneration._from_config(config, attn_implementation=attention)
+        if lora_rank is not None:
+            model.add_adapter(lora_config(config, r=lora_rank))
+            return model
         return (train_projectors if stage.train == "projectors" else train_backbone)(model)
 
     cached = {source.task for source in sources if Path(source.path, DESCRIPTION).exists()}

@@ -45,6 +45,17 @@ def test_an_estimate(text_only):
     assert seconds[1] == pytest.approx(4 / 3 * seconds[0])
 
 
+def test_an_estimate_of_adapters(text_only):
+    arguments = (stage_of(text_only), [DataSource("lm", "nowhere")], training(), 1)
+    whole, adapters = estimate_recipe(*arguments), estimate_recipe(*arguments, lora_rank=2)
+    added = adapters.num_parameters - whole.num_parameters
+    # Of the attention's four projections, 32 to 32, 16, 16 and 32 to 32, in each of two layers.
+    assert added == adapters.num_trained == 2 * 2 * ((32 + 32) + (32 + 16) + (32 + 16) + (32 + 32))
+    memory = adapters.tasks["lm"].memory
+    assert memory.gradients == 4 * added and 0 <= memory.weights - 4 * adapters.num_parameters < 100  # buffers
+    assert 0 < adapters.tasks["lm"].flops < whole.tasks["lm"].flops
+
+
 def test_rows_that_do_not_divide(text_only):
     with pytest.raises(ValueError, match="`global_batch_size` must be a multiple of .* = 1 x 3, got 4"):
         estimate_recipe(stage_of(text_only), [DataSource("lm", "nowhere")], training(), 3)

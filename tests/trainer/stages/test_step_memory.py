@@ -56,6 +56,12 @@ def test_sharded_over_several():
     assert not torch.distributed.is_initialized()
 
 
+def test_what_dtensor_finds_out_once_does_not_count():
+    """It makes tensors of whole shapes to learn of results' shapes, the first time that it needs them."""
+    first, second = (memory_of(devices=3, ema_decay=0.9) for _ in range(2))
+    assert first == second
+
+
 def test_a_row_is_full():
     for task in ("lm", "mmu", "t2i"):
         row = full_row(tiny_model().config, task, LENGTH, 4)
