@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .modeling_rosetta import RosettaForCausalLMAndImageGeneration  # noqa: F401
     from .positions_rosetta import get_rope_index  # noqa: F401
     from .processing_rosetta import RosettaProcessor  # noqa: F401
+    from .quantization_rosetta import RosettaQuantizationConfig  # noqa: F401
 
 # To check a component that is passed to `from_pretrained`, diffusers looks in here for the class that model_index.json
 # declares and for the library's class that it derives from.
