@@ -16,6 +16,8 @@ def check_inputs(
     prompt,
     negative_prompt,
     encoded,
+    height,
+    width,
     num_inference_steps,
     sigmas,
     timesteps,
@@ -46,6 +48,9 @@ def check_inputs(
     for name, value in {**counts, "max_sequence_length": max_sequence_length}.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    for name, value in {"height": height, "width": width}.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise ValueError(f"`{name}` must be a number of pixels, got {reprlib.repr(value)}.")
     if sigmas is not None and timesteps is not None:
         raise ValueError("Only one of `sigmas` and `timesteps` can be given.")
     for name, times, first in (
@@ -54,6 +59,8 @@ def check_inputs(
     ):
         if times is None:
             continue
+        if not isinstance(times, list | tuple | np.ndarray | torch.Tensor):
+            raise ValueError(f"`{name}` must be a list of numbers, got {reprlib.repr(times)}.")
         try:
             steps = np.asarray([*map(float, times), 0.0])
         except (TypeError, ValueError):
@@ -73,11 +80,13 @@ def check_inputs(
         raise ValueError(f"`output_type` must be 'latent' without a `vae`, got {output_type!r}.")
     if callback_on_step_end is not None and not callable(callback_on_step_end):
         raise ValueError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
-    unknown = set(callback_on_step_end_tensor_inputs) - set(pipe._callback_tensor_inputs)
-    if unknown:
+    named = callback_on_step_end_tensor_inputs
+    is_list = isinstance(named, list | tuple)
+    unknown = [name for name in named if name not in pipe._callback_tensor_inputs] if is_list else named
+    if unknown or not is_list:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got "
-            f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
+            f"{reprlib.repr(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
         )
     num_images = num_images_per_prompt * num_prompts
     generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)

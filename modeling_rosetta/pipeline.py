@@ -113,19 +113,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def check_inputs(self, **arguments):
-        """Raises a `ValueError` that names the argument: see [`~drawing_checks_rosetta.check_inputs`]."""
-        from .drawing_checks_rosetta import check_inputs
-
-        check_inputs(self, **arguments)
-
-    def set_times(self, num_inference_steps: int, sigmas, timesteps, num_tokens: int, device: torch.device):
-        """Sets the scheduler's times; an image has `num_tokens`. See [`~flow_scheduler_rosetta.set_times`]."""
-        from .flow_scheduler_rosetta import set_times
-
-        set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
-        self._num_timesteps = len(self.scheduler.timesteps)
-
     @torch.no_grad()
     def encode_prompt(
         self,
@@ -265,7 +252,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             RuntimeError: if another drawing with this pipeline's scheduler has not ended.
         """
         from .adapters_rosetta import lora_scaled
-        from .flow_scheduler_rosetta import in_use
+        from .drawing_checks_rosetta import check_inputs
+        from .flow_scheduler_rosetta import in_use, set_times
         from .latent_codec_rosetta import decode_latents
         from .prompts_rosetta import lay_out
         from .step_cache_rosetta import StepCache
@@ -275,10 +263,13 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
         encoded = ((prompt_embeds, prompt_embeds_mask), (negative_prompt_embeds, negative_prompt_embeds_mask))
-        self.check_inputs(
+        check_inputs(
+            self,
             prompt=prompt,
             negative_prompt=negative_prompt,
             encoded=encoded,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             sigmas=sigmas,
             timesteps=timesteps,
@@ -306,8 +297,10 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             prompts = lay_out(self, *texts, encoded, num_images_per_prompt)
 
             # 3. Set the times
-            self.set_times(num_inference_steps, sigmas, timesteps, prompts.grid_hw[0] * prompts.grid_hw[1], device)
+            num_tokens = prompts.grid_hw[0] * prompts.grid_hw[1]
+            set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
             timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
+            self._num_timesteps = len(timesteps)
 
             # 4. Draw the noise
             num_images = num_images_per_prompt * prompts.num_prompts
