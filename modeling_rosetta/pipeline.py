@@ -1,5 +1,6 @@
 """Prompt in, image out: Rosetta as a diffusers pipeline."""
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -98,10 +99,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         return self.do_classifier_free_guidance and first <= sigma <= last
 
     @property
-    def attention_kwargs(self) -> dict | None:
-        return self._attention_kwargs
-
-    @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
@@ -131,9 +128,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return the negative ones.
 
         Returns:
-            `tuple`: `prompt_embeds` `(N, P, 2 * layers * heads * head_dim)`, the keys and values of all layers for
-            each of P tokens, and `prompt_embeds_mask` `(N, P)`, 0 for padding; then `negative_prompt_embeds` and
-            `negative_prompt_embeds_mask`, or `None` twice.
+            `tuple`: `prompt_embeds` `(N, P, 2 * layers * heads * head_dim)`, keys and values of P tokens, and
+            `prompt_embeds_mask` `(N, P)`, 0 for padding; then the same of the negative prompts, or `None` twice.
         """
         from .prompts_rosetta import lay_out
 
@@ -287,7 +283,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         )
         self._guidance_scale, self._guidance_interval = guidance_scale, guidance_interval
         self._guidance_rescale, self._use_zero_star = guidance_rescale, use_zero_star
-        self._attention_kwargs, self._current_timestep, self._interrupt = attention_kwargs, None, False
+        self._current_timestep, self._interrupt = None, False
         device = self._execution_device
 
         with in_use(self.scheduler), lora_scaled(self.transformer, attention_kwargs):
@@ -297,8 +293,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             prompts = lay_out(self, *texts, encoded, num_images_per_prompt)
 
             # 3. Set the times
-            num_tokens = prompts.grid_hw[0] * prompts.grid_hw[1]
-            set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
+            set_times(self.scheduler, num_inference_steps, sigmas, timesteps, math.prod(prompts.grid_hw), device)
             timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
             self._num_timesteps = len(timesteps)
 
@@ -353,8 +348,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         self.transformer.save_pretrained(save_directory)
 
     def fuse_lora(self, components: list[str] = ("transformer",), lora_scale: float = 1.0, **kwargs):
-        """Adds the adapters to the weights, for speed. `unload_lora_weights` then leaves the weights as they are, and
-        the pipeline can be saved; `unfuse_lora` takes them out again."""
+        """Adds the adapters to the weights, for speed: `unload_lora_weights` then leaves these so, to be saved."""
         super().fuse_lora(list(components), lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] = ("transformer",), **kwargs):
