@@ -17,8 +17,8 @@ PUBLISHING = (
 )
 
 
-class DiffusersMethodsMixin:
-    """For a [`PreTrainedModel`]; diffusers is imported by what needs it."""
+class DiffusersPreTrainedModel(PreTrainedModel):
+    """A model of transformers with these methods; diffusers is imported by those that need it."""
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -90,7 +90,7 @@ class DiffusersMethodsMixin:
         """Is refused, but for adapters: the repository would have an empty card, no processor and no pipeline."""
         if not getattr(self, "_hf_peft_config_loaded", False):
             raise NotImplementedError(PUBLISHING)
-        return PreTrainedModel.push_to_hub(self, *args, **kwargs)
+        return super().push_to_hub(*args, **kwargs)
 
 
-__all__ = ["DiffusersMethodsMixin"]
+__all__ = ["DiffusersPreTrainedModel"]

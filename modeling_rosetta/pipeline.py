@@ -347,11 +347,11 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         """Saves the active adapter, as `load_lora_weights` and peft load it."""
         self.transformer.save_pretrained(save_directory)
 
-    def fuse_lora(self, components: list[str] = ("transformer",), lora_scale: float = 1.0, **kwargs):
+    def fuse_lora(self, components: list[str] | tuple[str, ...] = ("transformer",), lora_scale: float = 1.0, **kwargs):
         """Adds the adapters to the weights, for speed: `unload_lora_weights` then leaves these so, to be saved."""
         super().fuse_lora(list(components), lora_scale, **kwargs)
 
-    def unfuse_lora(self, components: list[str] = ("transformer",), **kwargs):
+    def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("transformer",), **kwargs):
         super().unfuse_lora(list(components), **kwargs)
 
     def save_pretrained(
