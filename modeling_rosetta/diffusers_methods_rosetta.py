@@ -81,10 +81,19 @@ class DiffusersPreTrainedModel(PreTrainedModel):
             if type(module).__name__ == "RosettaExperts" and not skipped:
                 apply_layerwise_casting_hook(module, storage_dtype, compute_dtype, non_blocking)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ):
+        """Raises a `ValueError` if `push_to_hub` is True, but for adapters: the model would have an empty card."""
         if push_to_hub and not getattr(self, "_hf_peft_config_loaded", False):
             raise ValueError(f"`push_to_hub` must be False: the model would have an empty card. {PUBLISHING}")
-        super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def push_to_hub(self, *args, **kwargs):
         """Is refused, but for adapters: the repository would have an empty card, no processor and no pipeline."""

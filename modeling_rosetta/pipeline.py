@@ -215,10 +215,10 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                 unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks change, begin or end it
                 for the steps after theirs: `pipe._guidance_scale = 1.0`. Begun, it reads the unconditional prompts
                 first, once; ended, it costs nothing more.
-            guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast of high scales: how
-                far the velocity gets the standard deviation of the conditional one. Costs nothing.
+            guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast and the likeness of
+                images at high scales: how far the velocity gets the deviation of the conditional one. Costs nothing.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the times from and to which there is
-                guidance, as in `sigmas`; a step outside costs half. Without it at late times, images vary more.
+                guidance, as in `sigmas`; a step outside costs half. At late times it does least.
             use_zero_star (`bool`, defaults to `False`): guides by what is not in line with the unconditional velocity
                 (CFG-Zero*), for models that have not learned the latter well. Costs nothing.
             step_cache_threshold (`float`, defaults to 0.0): above 0, steps at which the embedded image has changed by
