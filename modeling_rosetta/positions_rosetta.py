@@ -98,4 +98,25 @@ def positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
     return position - (position * starts).cummax(-1).values
 
 
-__all__ = ["clip_index", "get_rope_index", "image_index", "positions_in_sequence"]
+def packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """
+    Packed sample numbers that restarting positions tell, as transformers' padding-free collators give them.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(B, S)` or `(3, B, S)`): a sample of the first kind, text, ends
+            where a position does not follow the one before it; one of the second where time goes back, or all three
+            are at 0 again.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, S)`, or `None` if each row is one sample.
+    """
+    if position_ids.ndim == 2:
+        starts = position_ids.diff(dim=-1) != 1
+    else:
+        starts = (position_ids[0].diff(dim=-1) < 0) | (position_ids[..., 1:] == 0).all(0)
+    if not torch.compiler.is_compiling() and not starts.any():
+        return None
+    return F.pad(starts.cumsum(-1), (1, 0))
+
+
+__all__ = ["clip_index", "get_rope_index", "image_index", "packed_sequences", "positions_in_sequence"]
