@@ -91,8 +91,8 @@ class RosettaGenerationMixin(GenerationMixin):
         for row, ids in enumerate(inputs):
             if found := marks.intersection(ids):
                 raise ValueError(
-                    f"`inputs` of `generate_batch` may hold text alone, but row {row} has the image token {found.pop()}: "
-                    "conversations about images are for `generate`, which takes them in batches, too."
+                    f"`inputs` of `generate_batch` may hold text alone, but row {row} has the image token "
+                    f"{found.pop()}: conversations about images are for `generate`, which takes them in batches, too."
                 )
         return super().generate_batch(inputs, *args, **kwargs)
 

@@ -39,9 +39,16 @@ from .configuration_rosetta import RosettaConfig
 from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
-from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
+from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder, grid_sizes
 from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, next_tokens, routing_losses
-from .positions_rosetta import clip_index, get_rope_index, image_index, packed_sequences, positions_in_sequence
+from .positions_rosetta import (
+    clip_index,
+    get_rope_index,
+    image_index,
+    packed_sequences,
+    places_of,
+    positions_in_sequence,
+)
 from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
@@ -424,7 +431,7 @@ class RosettaModel(RosettaPreTrainedModel):
         if image_grid_thw is not None:
             grids[self.vision_type] = image_grid_thw[:, 1:] // self.config.vision_config.spatial_merge_size
         if latent_grid_hw is not None:
-            grids[self.latent_type] = latent_grid_hw
+            grids[self.latent_type] = torch.as_tensor(latent_grid_hw, device=self.device)
         return grids
 
     @can_return_tuple
@@ -523,16 +530,17 @@ class RosettaModel(RosettaPreTrainedModel):
             sequence_ids = packed_sequences(position_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        type_of_all = 0 if token_type_ids is None else token_type_ids if isinstance(token_type_ids, int) else None
+        if type_of_all is not None:
+            token_type_ids = inputs_embeds.new_full(inputs_embeds.shape[:2], type_of_all, dtype=torch.long)
         token_types = token_type_ids.flatten()
 
         embeds = inputs_embeds.flatten(0, 1)
         vision_positions, deepstack_features = None, []
         if pixel_values is not None or ((self.training or self.runs_idle_parts) and self.vision_type is not None):
             features, deepstack_features = self._embed_images(pixel_values, image_grid_thw)
-            vision_positions = (token_types == self.vision_type).nonzero().squeeze(-1)
-            embeds = self._place(embeds, vision_positions, features, "pixel_values")
+            vision_positions = places_of(token_types == self.vision_type, len(features), "pixel_values")
+            embeds = self._place(embeds, vision_positions, features)
         latent_positions = None
         if noisy_latents is not None:
             embeds, latent_positions = self._place_latents(
@@ -543,18 +551,18 @@ class RosettaModel(RosettaPreTrainedModel):
 
         if use_cache and past_key_values is None and sequence_ids is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
-        past_length = cached_length(past_key_values)
         grids = self.image_grids(image_grid_thw, latent_grid_hw)
         if position_ids is None:
             position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask)
-        if past_key_values is not None:
+        if past_key_values is not None and not torch.compiler.is_compiling():
+            past_length = cached_length(past_key_values)
             keep_positions(past_key_values, past_length, position_ids.expand(3, *token_type_ids.shape), attention_mask)
         mask = self._attention_mask(
             hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
         attention_blocks = visible_blocks(mask)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        layout = token_layout(self.config, token_types, shield_shared_expert)
+        layout = token_layout(self.config, token_types, type_of_all, shield_shared_expert)
 
         if self.gradient_checkpointing and self.training:
             hidden_states.requires_grad_()  # or reentrant checkpointing leaves all out that comes after it
@@ -626,7 +634,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 if value is None:
                     raise ValueError(f"`{source}` needs `{name}` beside it, which is missing.")
         if noisy_latents is not None:
-            images, latents = len(latent_grid_hw), int(latent_grid_hw.prod(-1).sum())
+            images, latents = len(latent_grid_hw), sum(height * width for height, width in grid_sizes(latent_grid_hw))
             if tuple(noisy_latents.shape) != (latents, self.config.latent_channels):
                 raise ValueError(
                     f"`noisy_latents` must have shape ({latents}, {self.config.latent_channels}), as `latent_grid_hw` "
@@ -635,13 +643,16 @@ class RosettaModel(RosettaPreTrainedModel):
             if tuple(timesteps.shape) != (images,):
                 raise ValueError(f"`timesteps` must have shape ({images},), got {tuple(timesteps.shape)}.")
         tokens = tuple((inputs_embeds if input_ids is None else input_ids).shape[:2])
-        if token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
+        if isinstance(token_type_ids, int):
+            if not 0 <= token_type_ids < len(self.config.token_types):
+                raise ValueError(f"`token_type_ids` must be below {len(self.config.token_types)}, got {token_type_ids}.")
+        elif token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
             raise ValueError(f"`token_type_ids` must have shape {tokens}, got {tuple(token_type_ids.shape)}.")
         if position_ids is not None:
             shape = tuple(position_ids.shape)
             if shape not in {(*axes, rows, tokens[1]) for axes in ((), (3,)) for rows in (1, tokens[0])}:
                 raise ValueError(f"`position_ids` must have shape {tokens} or {(3, *tokens)}, got {shape}.")
-        past_length = cached_length(past_key_values)
+        past_length = 0 if torch.compiler.is_compiling() else cached_length(past_key_values)
         if past_length > 0 and attention_mask is not None and attention_mask.ndim == 2:
             if attention_mask.shape[1] < past_length + tokens[1]:
                 raise ValueError(
@@ -675,13 +686,20 @@ class RosettaModel(RosettaPreTrainedModel):
         self, embeds, token_types, input_ids, noisy_latents, latent_grid_hw, timesteps
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts the embedded latents, and the time where there is a timestep token, into `embeds` (T, D)."""
-        positions = (token_types == self.latent_type).nonzero().squeeze(-1)
-        features = self.latent_in(noisy_latents.to(embeds.dtype), timesteps, latent_grid_hw.tolist())
-        time_positions = self._timestep_tokens(input_ids, embeds) if len(timesteps) else positions[:0]
-        embeds = self._place(embeds, positions, features, "noisy_latents")
-        if len(time_positions) > 0 or (self.training and self.timestep_embedder is not None):
-            times = timesteps if len(time_positions) else timesteps[:0]
-            embeds = self._place(embeds, time_positions, self.timestep_embedder(times, embeds.dtype), "timesteps")
+        features = self.latent_in(noisy_latents.to(embeds.dtype), timesteps, grid_sizes(latent_grid_hw))
+        positions = places_of(token_types == self.latent_type, len(features), "noisy_latents")
+        is_time = self._timestep_tokens(input_ids, embeds)
+        embeds = self._place(embeds, positions, features)
+        if self.timestep_embedder is None or is_time is None:
+            return embeds, positions
+        if torch.compiler.is_compiling():  # without knowing how many there are
+            times = self.timestep_embedder(timesteps, embeds.dtype)[(is_time.cumsum(0) - 1).clamp(0, len(timesteps) - 1)]
+            return torch.where(is_time[:, None], times, embeds), positions
+        given = len(timesteps) > 0 and bool(is_time.any())
+        if given or self.training:
+            times = self.timestep_embedder(timesteps if given else timesteps[:0], embeds.dtype)
+            time_positions = places_of(is_time & given, len(times), "timesteps")
+            embeds = self._place(embeds, time_positions, times)
         return embeds, positions
 
     def _place_features(
@@ -705,9 +723,9 @@ class RosettaModel(RosettaPreTrainedModel):
                 raise ValueError(
                     f"`{timesteps_key}` must have shape ({len(features)},), got {tuple(timesteps.shape)}."
                 )
-            places = (token_type_ids.flatten() == index).nonzero().squeeze(-1)
+            places = places_of(token_type_ids.flatten() == index, len(features), source)
             embedded = self.feature_in[token_type["name"]](features.to(embeds.dtype), timesteps)
-            embeds = self._place(embeds, places, embedded, source)
+            embeds = self._place(embeds, places, embedded)
             if self.config.is_generated(token_type):
                 positions[token_type["name"]] = places
                 if len(features) > 0:
@@ -715,22 +733,18 @@ class RosettaModel(RosettaPreTrainedModel):
         return embeds, positions, clips
 
     @staticmethod
-    def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor, source: str) -> torch.Tensor:
-        if len(positions) != len(features):
-            raise ValueError(
-                f"`{source}` gives {len(features)} embeddings, but the sequence has {len(positions)} places for them."
-            )
+    def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         return embeds.index_copy(0, positions, features.to(embeds.dtype))
 
-    def _timestep_tokens(self, input_ids: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor:
-        """Where the timestep tokens stand among the T tokens: by their ids or, without ids, by their embeddings."""
+    def _timestep_tokens(self, input_ids: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor | None:
+        """Which of the T tokens are timestep tokens: by their ids or, without ids, by their embeddings."""
         token_id = self.config.timestep_token_id
         if token_id is None:
-            return torch.zeros(0, dtype=torch.long, device=embeds.device)
+            return None
         if input_ids is not None:
-            return (input_ids.flatten() == token_id).nonzero().squeeze(-1)
+            return input_ids.flatten() == token_id
         embedding = self.embed_tokens(torch.tensor(token_id, device=embeds.device))
-        return (embeds == embedding.to(embeds.dtype)).all(-1).nonzero().squeeze(-1)
+        return (embeds == embedding.to(embeds.dtype)).all(-1)
 
     def _attention_mask(
         self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips=()
@@ -852,7 +866,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         r"""
         Args:
             input_ids (`(B, S)`): placeholders at image positions.
-            token_type_ids (`(B, S)`): index into `config.token_types`; text where absent.
+            token_type_ids (`(B, S)`, or one `int` for all): index into `config.token_types`; text where absent.
             attention_mask (`(B, S)`): 1 real, 0 padding, and after `past_key_values` of what is cached, too; or a
                 boolean mask `(B, 1, S, S)`, used as it is.
             sequence_ids (`(B, S)`): packed sample number, -1 for padding; absent if a row holds one sample.
@@ -867,7 +881,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             pixel_values, image_grid_thw: images to understand, as for Qwen3-VL.
             noisy_latents (`(L, C)`): tokens of all images to draw, normalised and patchified, row-major, in order.
             latents (`(L, C)`): in their place, clean images that are context, as the processor gives them.
-            latent_grid_hw (`(I, 2)`): their grids.
+            latent_grid_hw (`(I, 2)`): their grids; pairs of `int` for graphs that are compiled.
             timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
             velocity_labels (`(L, C)`): noise - data.
             shield_shared_expert (`bool`): detach the shared expert's output for all tokens that are not routed to the
@@ -921,7 +935,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             "timesteps": timesteps,
             **kwargs,
         }
-        if holds_cached(inputs, attention_mask, past_key_values):
+        if not torch.compiler.is_compiling() and holds_cached(inputs, attention_mask, past_key_values):
             past_length = cached_length(past_key_values)
             inputs = new_part(self.config, inputs, past_length)
             targets = None if targets is None else targets[:, past_length:]
@@ -950,7 +964,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             logits = self.lm_head(outputs.last_hidden_state[:, keep])
         velocity = None
         if outputs.latent_hidden_states is not None:
-            velocity = self.latent_out(outputs.latent_hidden_states, timesteps, latent_grid_hw.tolist())
+            velocity = self.latent_out(outputs.latent_hidden_states, timesteps, grid_sizes(latent_grid_hw))
         feature_velocities = {
             name: self.feature_out[name](hidden_states, feature_timesteps[name])
             for name, hidden_states in outputs.feature_hidden_states.items()
@@ -967,7 +981,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                 loss = loss + text_loss
             if velocity_labels is not None:
                 count = len(latent_grid_hw) if num_latent_images is None else num_latent_images
-                flow_sum = flow_matching_sum(velocity, velocity_labels, latent_grid_hw)
+                flow_sum = flow_matching_sum(velocity, velocity_labels, torch.as_tensor(latent_grid_hw))
                 flow_loss = flow_sum / _at_least_one(count)
                 loss = loss + self.config.flow_loss_coef * flow_loss
             for name, feature_velocity in feature_velocities.items():
@@ -1025,7 +1039,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                 real = sequence_ids >= 0
             elif attention_mask is not None and attention_mask.ndim == 2:
                 real = attention_mask.bool()
-        return dict(zip(self.config.pools, layout.pools.split(real.flatten()), strict=True))
+        return dict(zip(self.config.pools, layout.pools.split_mask(real.flatten()), strict=True))
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
