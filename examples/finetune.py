@@ -43,7 +43,8 @@ from trainer import (  # noqa: E402
     train_token_types,
     training_record,
 )
-from trainer.checkpoints.folders import checkpoint_to_resume, set_aside  # noqa: E402
+from trainer.checkpoints.folders import checkpoint_to_resume, take_back  # noqa: E402
+from trainer.checkpoints.interruption import BY_KEYBOARD, BY_SIGTERM, end_interrupted  # noqa: E402
 from trainer.checkpoints.sharding import unsharded_model  # noqa: E402
 from trainer.data.image_folder import find_images  # noqa: E402
 from trainer.lora import lora_config  # noqa: E402
@@ -102,7 +103,7 @@ def encode(files: list[Path], processor, vae, disable_tqdm: bool = False) -> lis
     a time; all get all.
 
     Raises:
-        ValueError: if an image cannot be read; it names the file.
+        ValueError: on all processes, if an image cannot be read; it names the file.
     """
     state, latents = PartialState(), {}
     own = list(range(len(files)))[state.process_index :: state.num_processes]
@@ -110,12 +111,17 @@ def encode(files: list[Path], processor, vae, disable_tqdm: bool = False) -> lis
     for start in range(0, -(-len(files) // state.num_processes), IMAGES_AT_A_TIME):
         some, by_size, encoded = own[start : start + IMAGES_AT_A_TIME], {}, []
         for index in some:
-            pixels = processor.preprocess_vae_image(read_image(files[index], f"`images`: '{files[index]}'"))
-            by_size.setdefault(pixels.shape, []).append((index, pixels))
+            try:
+                pixels = processor.preprocess_vae_image(read_image(files[index], f"`images`: '{files[index]}'"))
+                by_size.setdefault(pixels.shape, []).append((index, pixels))
+            except ValueError as error:
+                encoded.append((index, f"{error}"))
         for members in by_size.values():
             batch = encode_images(vae, torch.stack([pixels for _, pixels in members]).to(vae.device))
             encoded += [(index, one.clone()) for (index, _), one in zip(members, batch.cpu(), strict=True)]
-        latents.update(gather_object(encoded))
+        latents.update(gather_object(encoded))  # also what could not be read: none waits for one that has given up
+        if errors := [error for error in latents.values() if isinstance(error, str)]:
+            raise ValueError("\n".join(errors))
         progress.update(len(some))
     progress.close()
     return [latents[index] for index in range(len(files))]
@@ -159,12 +165,30 @@ def main(arguments: list[str] | None = None):
         model, processor, vae = load(options.model)
     except (OSError, ValueError) as error:
         raise SystemExit(f"`model`: '{options.model}' cannot be fine-tuned. {error}") from error
+    files, captions = zip(*captioned, strict=True)
     try:
-        files, captions = zip(*captioned, strict=True)
-        latents = encode(files, processor, vae.to(training.device), bool(training.disable_tqdm))
-    except ValueError as error:
-        raise SystemExit(f"{error}") from error
-    vae.cpu()
+        try:
+            latents = encode(files, processor, vae.to(training.device), bool(training.disable_tqdm))
+        except ValueError as error:
+            raise SystemExit(f"{error}") from error
+        vae.cpu()
+        dataset = CaptionedImages(latents, captions, processor, options.prompt_dropout)
+        trainer = prepare(options, training, model, dataset)
+        trainer.facts = facts
+        if checkpoint is not None:
+            trainer.describe_run(checkpoint)  # what cannot go on is not taken back either
+            take_back(training.output_dir, checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.was_stopped:
+            state = trainer.state
+            end_interrupted(training, f"after step {state.global_step} of {state.max_steps}", BY_SIGTERM)
+        save(trainer, options, vae, f"{len(files)} images")
+    except KeyboardInterrupt:
+        end_interrupted(training, "by the keyboard", BY_KEYBOARD)
+
+
+def prepare(options: FineTuning, training: RosettaTrainingArguments, model, dataset) -> RosettaTrainer:
+    """A trainer of what is to be trained."""
     set_seed(training.seed)
     if options.train == "lora":
         model.add_adapter(lora_config(model.config, r=options.lora_rank, lora_alpha=options.lora_rank))
@@ -172,24 +196,18 @@ def main(arguments: list[str] | None = None):
         train_token_types(model, "vae")
     else:
         train_backbone(model)
-    trainer = RosettaTrainer(
+    return RosettaTrainer(
         model,
         training,
-        train_dataset=CaptionedImages(latents, captions, processor, options.prompt_dropout),
-        data_collator=RosettaDataCollator(processor.tokenizer.pad_token_id),
-        processing_class=processor,
+        train_dataset=dataset,
+        data_collator=RosettaDataCollator(dataset.processor.tokenizer.pad_token_id),
+        processing_class=dataset.processor,
     )
-    trainer.facts = facts
-    if checkpoint is not None and PartialState().is_main_process:
-        if aside := set_aside(training.output_dir, checkpoint):
-            print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise SystemExit(
-            f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}. The same command goes on."
-        )
 
-    output_dir, data = Path(training.output_dir), f"{len(files)} images"
+
+def save(trainer: RosettaTrainer, options: FineTuning, vae: AutoencoderKLFlux2, data: str):
+    """Saves the repository, or of LoRA the adapter."""
+    output_dir = Path(trainer.args.output_dir)
     if options.train != "lora":
         save_repository_of(trainer, output_dir / "model", vae, "fine-tuning", data)
     elif (adapted := unsharded_model(trainer.accelerator, trainer.model_wrapped)) is not None:

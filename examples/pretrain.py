@@ -37,16 +37,13 @@ from trainer import (  # noqa: E402
     train_backbone,
     train_projectors,
 )
-from trainer.checkpoints.folders import (  # noqa: E402
-    checkpoint_to_resume,
-    finished_steps,
-    last_complete_checkpoint,
-    set_aside,
-)
+from trainer.checkpoints.folders import checkpoint_to_resume, take_back  # noqa: E402
+from trainer.checkpoints.interruption import BY_KEYBOARD, BY_SIGTERM, end_interrupted  # noqa: E402
 from trainer.data import DataSource, RosettaDataStream  # noqa: E402
 from trainer.data.held_out import held_out_rows  # noqa: E402
 from trainer.data.inspection import inspect_stream  # noqa: E402
 from trainer.data.inspection_page import write_page  # noqa: E402
+from trainer.data.loader import check_position  # noqa: E402
 from trainer.figures.run_log import RunLog  # noqa: E402
 from trainer.figures.samples_in_training import SamplesInTraining  # noqa: E402
 from trainer.stages.recipe import StageArguments, read_recipe, stage_facts  # noqa: E402
@@ -70,14 +67,11 @@ def main(arguments: list[str]):
         checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint)
         if checkpoint is not None:
             refuse_changes(checkpoint, {**stage_facts(stage, sources), **training_facts(training)})
-            if (steps := finished_steps(checkpoint)) > training.max_steps:
-                raise ValueError(
-                    f"`max_steps` must be at least {steps}, which are done in {checkpoint}, got {training.max_steps}. "
-                    "Go back with `--resume_from_checkpoint`."
-                )
         missing = missing_token_types(stage, {source.task for source in sources})
         # Opened now, so that data that are not there are missed before a model is made; read with its processor.
         stream = stream_of(stage, sources, training)
+        if checkpoint is not None:
+            check_position(checkpoint, stream, training.dataloader_num_workers)
         check_watched(stage, sources, missing)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from error
@@ -86,15 +80,15 @@ def main(arguments: list[str]):
         trainer, vae = prepare(stage, stream, training, missing, checkpoint)
         trainer.facts = stage_facts(stage, sources)
         watch(trainer, stage, sources, vae)
-        if checkpoint is not None and PartialState().is_main_process:
-            if aside := set_aside(training.output_dir, checkpoint):
-                print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
+        if checkpoint is not None:
+            trainer.describe_run(checkpoint)  # what cannot go on is not taken back either
+            take_back(training.output_dir, checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
         if (step := trainer.state.global_step) < training.max_steps:
-            interrupted(training, f"after step {step} of {training.max_steps}", status=143)
+            end_interrupted(training, f"after step {step} of {training.max_steps}", BY_SIGTERM)
         save_repository_of(trainer, Path(training.output_dir, "model"), vae, stage.stage, shares(sources))
     except KeyboardInterrupt:
-        interrupted(training, "by the keyboard", status=130)
+        end_interrupted(training, "by the keyboard", BY_KEYBOARD)
 
 
 def stream_of(stage: StageArguments, sources: list[DataSource], training, processor=None) -> RosettaDataStream:
@@ -191,15 +185,6 @@ def watch(trainer: RosettaTrainer, stage: StageArguments, sources: list[DataSour
     if stage.samples is not None:
         trainer.add_callback(SamplesInTraining(stage.samples, trainer.processing_class, vae))
     trainer.add_callback(RunLog(f"Stage {stage.stage}", header))
-
-
-def interrupted(training: RosettaTrainingArguments, how: str, status: int):
-    """Ends the program, and says how to go on."""
-    if PartialState().is_main_process:
-        checkpoint = last_complete_checkpoint(training.output_dir) or "the start: no checkpoint is complete yet"
-        command = "The same command" + (" without `--resume_from_checkpoint`" * bool(training.resume_from_checkpoint))
-        print(f"Interrupted {how}. {command} goes on from {checkpoint}.", file=sys.stderr, flush=True)
-    raise SystemExit(status)
 
 
 def shares(sources: list[DataSource]) -> str:

@@ -7,35 +7,36 @@ import random
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR
 
-from .checkpoints.adapters import check_adapters_hold_what_is_trained
+from .checkpoints.adapters import check_adapters_hold_what_is_trained, has_adapters
 from .checkpoints.changed_arguments import hyperparameters, take_up
 from .checkpoints.sharding import reduce_in_fp32, routers_in_fp32, run_idle_parts, unsharded_model
 from .checkpoints.stop_on_sigterm import StopAtStepEnd
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
-from .data.drawing import encode_pixels
-from .data.loader import EpochOfStream
+from .data.drawing import with_latents
+from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
 from .figures.flops import peak_flops, training_flops
 from .figures.throughput import Throughput
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
-from .optimizer.carry_over import carry_over_optimizer_state, find_optimizer_state
+from .optimizer.anchor import Anchor, find_importances
+from .optimizer.carry_over import carry_over_optimizer_state, check_takes_moments
+from .optimizer.earlier_state import find_optimizer_state
 from .optimizer.from_arguments import optimizer_from_arguments, warn_if_maop_has_no_effect
 from .optimizer.maop import MAOPAdamW
 from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
 from .optimizer.weight_average import WeightAverage
-from .stages.repository import publish
+from .stages.publishing import Publishing
 from .stages.run_description import RunDescription, model_facts, training_facts
 from .stages.training_record import recorded_arguments
 from .training_arguments import RosettaTrainingArguments
 
 
-class RosettaTrainer(WholeCheckpoints):
+class RosettaTrainer(Publishing, WholeCheckpoints):
     """
     [`~transformers.Trainer`] for [`RosettaForCausalLMAndImageGeneration`]. It takes batches with clean `latents`
     `(L, C)` and `latent_grid_hw` `(I, 2)`, and
@@ -49,6 +50,7 @@ class RosettaTrainer(WholeCheckpoints):
     - logs each loss and each pool's capacity rate as means over the logging interval, the counts behind them, tokens
       and samples of each type, each parameter group's learning rate, the figures of MAOP, tokens a second and the time
       left, and on known GPUs the share of their peak that is used ([`training_flops`]);
+    - with `anchor_strength` pulls the weights to where the stage began ([`Anchor`]);
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
     - says from where a run goes on and what was changed, which takes effect, or is refused where it cannot;
@@ -64,6 +66,7 @@ class RosettaTrainer(WholeCheckpoints):
 
     Attributes:
         facts (`dict`): what a script knows of the run besides, by name, as JSON: compared when the run goes on.
+        optimizer_is_of_arguments (`bool`): whether there is one, and nobody brought it or its class.
 
     Raises:
         ValueError: if `args` is of another class, an argument would have no effect, or sharding is not FSDP2's.
@@ -95,10 +98,16 @@ class RosettaTrainer(WholeCheckpoints):
         self._average = None if args.ema_decay is None else WeightAverage(args.ema_decay)
         if self._average is not None:
             self.add_callback(self._average)
+        self.optimizer_is_of_arguments = False
         if args.optimizer_state_from is not None:
             find_optimizer_state(args.optimizer_state_from)
+            check_takes_moments(self.optimizer or self._chosen_optimizer[0], **self._chosen_optimizer[1])
+        self._anchor = None
+        if args.anchor_strength is not None:
+            find_importances(args.anchor_importance_from)
+            settings = (args.anchor_importance_from, args.anchor_parameters, args.anchor_storage)
+            self._anchor = Anchor(args.anchor_strength, *settings)
         self._training_figures = TrainingFigures(self.model.config, args.device)
-        self._has_targets = False
         self._evaluation_figures = EvaluationFigures(self.model.config, args.device)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -106,9 +115,8 @@ class RosettaTrainer(WholeCheckpoints):
         [`optimizer_from_arguments`]."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, model)
-            chosen = (MAOPAdamW, {"maop_granularity": self.args.maop_granularity, **adamw})
-            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or chosen
+            self.optimizer_is_of_arguments = self.optimizer_cls_and_kwargs is None
+            optimizer_class, kwargs = self._chosen_optimizer
             names = self.get_decay_parameter_names(model)
             self.optimizer = optimizer_from_arguments(
                 model, self.model.config, self.args, names, optimizer_class, **kwargs
@@ -142,14 +150,17 @@ class RosettaTrainer(WholeCheckpoints):
                 what is trained is not what is saved.
         """
         check_adapters_hold_what_is_trained(self.model)
+        if self._anchor is not None and has_adapters(self.model):
+            raise ValueError(
+                "`anchor_strength` must be None for a model with adapters: the weights below them stay as they are, "
+                "and what they add is a product of two matrices, which no elementwise pull brings to zero."
+            )
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
-        facts = {**model_facts(self.model), **training_facts(self.args), **self.facts}
-        self.run = RunDescription(facts, recorded_arguments(self.args))
-        if checkpoint is not None:
-            said = self.run.go_on(checkpoint)
-            if self.is_world_process_zero():
-                print("\n".join(said), flush=True)
+        said = self.describe_run(checkpoint)
+        if said and self.is_world_process_zero():
+            print("\n".join(said), flush=True)
         output = super().train(checkpoint, *args, **kwargs)
+        self._training_figures.check_targets()
         if self._average is not None and not self.was_stopped:
             averages = self._average.full_tensors(self.is_world_process_zero())
             model = unsharded_model(self.accelerator, self.model_wrapped)
@@ -157,6 +168,26 @@ class RosettaTrainer(WholeCheckpoints):
                 self.save_whole_model("ema", model, self._average.averaged_state_dict(model, averages))
             self.accelerator.wait_for_everyone()
         return output
+
+    def describe_run(self, checkpoint: str | None) -> list[str]:
+        """
+        Sets `run`, the description of the run that goes on from `checkpoint`, or starts.
+
+        Returns:
+            `list[str]`: what is to be said of a run that goes on, a line each.
+
+        Raises:
+            ValueError: if it cannot go on.
+        """
+        facts = {**model_facts(self.model), **training_facts(self.args, self.lr_scheduler), **self.facts}
+        brought = None if self.optimizer is None else type(self._plain_optimizer)
+        facts["optimizer"] = (brought or self._chosen_optimizer[0]).__name__
+        self.run = RunDescription(facts, recorded_arguments(self.args))
+        if checkpoint is None:
+            return []
+        if isinstance(self.train_dataset, RosettaDataStream):
+            check_position(checkpoint, self.train_dataset, self.args.dataloader_num_workers)
+        return self.run.go_on(checkpoint)
 
     @property
     def was_stopped(self) -> bool:
@@ -167,7 +198,7 @@ class RosettaTrainer(WholeCheckpoints):
         """As transformers'; remembers the hyperparameters, before those of a checkpoint take their place."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         optimizer = self._plain_optimizer if optimizer is None else optimizer
-        self._asked = hyperparameters(optimizer) if self._created_lr_scheduler else None
+        self._asked = hyperparameters(optimizer)
         return scheduler
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -181,9 +212,11 @@ class RosettaTrainer(WholeCheckpoints):
         if self._stream_loader is not None and resume_from_checkpoint is not None:
             self._stream_loader.load(resume_from_checkpoint)
         if resume_from_checkpoint is not None:
+            self._training_figures.go_on()
             self.state.compute_steps(self.args, max_steps)  # how often to log and save, as the arguments say
-            if self._asked is not None and isinstance(self.lr_scheduler, LambdaLR):
-                take_up(self._plain_optimizer, self.lr_scheduler, self._asked)
+            take_up(self._plain_optimizer, self.lr_scheduler, self._asked)
+        if self._anchor is not None:
+            self._anchor.start(self._plain_optimizer, resume_from_checkpoint)
         if self.args.optimizer_state_from is not None and resume_from_checkpoint is None:
             carry_over_optimizer_state(self._plain_optimizer, self.args.optimizer_state_from)
         peak = peak_flops(self.args.device)
@@ -203,6 +236,12 @@ class RosettaTrainer(WholeCheckpoints):
         super()._run_epoch(*args, **kwargs)
 
     @property
+    def _chosen_optimizer(self) -> tuple[type[torch.optim.Optimizer], dict]:
+        _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        maop = {name: getattr(self.args, name) for name in ("maop_granularity", "maop_second_moment")}
+        return self.optimizer_cls_and_kwargs or (MAOPAdamW, {**maop, **adamw})
+
+    @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, which accelerate wraps."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -219,10 +258,12 @@ class RosettaTrainer(WholeCheckpoints):
 
     @property
     def checkpoint_parts(self):
-        return [part for part in (self._guard, self._average, self._stream_loader, self.run) if part is not None]
+        parts = (self._guard, self._average, self._anchor, self._stream_loader, self.run)
+        return [part for part in parts if part is not None]
 
     def _save_checkpoint(self, model, trial):
         self._guard.read()  # a run that is lost saves no more
+        self._training_figures.check_targets()
         with self._throughput.paused():
             super()._save_checkpoint(model, trial)
 
@@ -261,7 +302,7 @@ class RosettaTrainer(WholeCheckpoints):
         Raises:
             ValueError: if there is nothing to predict in `inputs`, or pixels come without a VAE.
         """
-        inputs = self._with_latents(inputs)
+        inputs = with_latents(inputs, self.vae)
         targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
@@ -314,12 +355,7 @@ class RosettaTrainer(WholeCheckpoints):
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of a training interval, not of an evaluation or the end
             figures = {"loss": math.nan, **self._training_figures.read(self.accelerator)}
-            self._has_targets |= any(figures[name] for name in self._training_figures.targets)
-            if not self._has_targets:
-                raise ValueError(
-                    f"`train_dataset`: none of the {figures['num_samples']} samples so far has a target, so there is "
-                    "nothing to train on."
-                )
+            self._training_figures.check_targets()
             figures |= self._throughput.read(self.state.global_step, figures)
             logs.update({name: figure for name, figure in figures.items() if name not in UNSEEN_UNITS})
             logs["nonfinite_steps"] = self._guard.read()
@@ -331,66 +367,9 @@ class RosettaTrainer(WholeCheckpoints):
                 logs.update({f"maop_{name}": figure for name, figure in figures.items()})
         super().log(logs, start_time)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        *,
-        vae=None,
-        stage: str | None = None,
-        data: str | None = None,
-        **kwargs,
-    ):
-        """
-        Publishes the model as [`~hub_upload.push`] does: complete, checked, as one commit of `args.hub_model_id`. The
-        repository is saved to `output_dir/repository` first, with this training as the next stage of its record, and
-        stays there: `python -m hub_upload push` can send it again.
-
-        Args:
-            commit_message (`str`, *optional*)
-            blocking (`bool`): must be `True`.
-            token (`str`, *optional*): by default `args.hub_token`, or the one that is logged in.
-            revision (`str`, *optional*): the branch; by default `args.hub_revision`, or `"main"`.
-            private (`bool`, *optional*): whether a new repository is; by default `args.hub_private_repo`.
-            vae (`AutoencoderKLFlux2`, *optional*): needed if the model draws; by default the trainer's.
-            stage, data (`str`, *optional*): as for [`training_record`].
-            kwargs: as for [`~hub_upload.push`], such as `release`, `create_pr`, `dry_run`, `license` and `language`.
-
-        Returns:
-            `CommitInfo` on the first process, `None` on the others and after a dry run.
-
-        Raises:
-            ValueError: before anything is saved, if an argument is not as it must be or a part is missing.
-        """
-        if not blocking:
-            raise ValueError("`blocking` must be True: the one commit is made when all files have arrived.")
-        return publish(
-            self,
-            self.vae if vae is None else vae,
-            stage,
-            data,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            **kwargs,
-        )
-
     def _noise_seed(self, *key) -> int:
         # All ranks share `args.seed`, and the images of each must get noise of their own.
         return random.Random(f"{self.args.seed} {self.args.process_index} {key}").getrandbits(63)
-
-    def _with_latents(self, inputs: dict) -> dict:
-        if inputs.get("latent_pixels") is None:
-            return inputs
-        if self.vae is None:
-            raise ValueError("`vae` must be given: there are images to draw as pixels, and not as latents.")
-        inputs = dict(inputs)
-        inputs["latents"] = encode_pixels(self.vae, inputs.pop("latent_pixels"), inputs["latent_grid_hw"])
-        return inputs
 
     @property
     def _generated_features(self) -> dict[str, tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from examples import finetune
 from examples.finetune import encode, main
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, encode_images
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
+from trainer import RosettaTrainer
 from trainer.data.image_folder import find_images
 from trainer.stages.adapter_card import adapter_card
 
@@ -186,3 +187,37 @@ def test_a_bad_image_ends_it_with_its_name(released, images, tmp_path):
     (images / "3.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match="^`images`: '.*3.png' cannot be read as an image: its format is not known"):
         _finetune(released, images, tmp_path, "vae")
+
+
+def test_a_bad_image_of_another_process_ends_this_one_too(images, monkeypatch):
+    pipeline = tiny_pipeline(latent_prefix=False)
+    files = [file for file, _ in find_images(images, "text")]
+    state = SimpleNamespace(process_index=0, num_processes=2)
+    monkeypatch.setattr(finetune, "PartialState", lambda: state)
+    monkeypatch.setattr(finetune, "gather_object", lambda own: [*own, (1, "`images`: '1.png' is broken")])
+    with pytest.raises(ValueError, match="^`images`: '1.png' is broken$"):
+        encode(files, pipeline.processor, pipeline.vae, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("how", ["keyboard", "SIGTERM"])
+def test_an_interruption_says_in_a_sentence_how_to_go_on(how, released, images, tmp_path, monkeypatch, capfd):
+    saving = ("--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3", "--enable_jit_checkpoint", "true")
+    step = RosettaTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            if how == "keyboard":
+                raise KeyboardInterrupt
+            self._stop.jit_manager.is_checkpoint_requested = True
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(RosettaTrainer, "training_step", interrupted)
+        _finetune(released, images, tmp_path, "vae", *saving)
+    last = "checkpoint-1" if how == "keyboard" else "checkpoint-2"
+    assert f"The same command goes on from {tmp_path / 'out' / last}." in capfd.readouterr().err
+    assert exit.value.code == (130 if how == "keyboard" else 143)
+    assert not (tmp_path / "out" / "model").exists()
+    assert (_finetune(released, images, tmp_path, "vae", *saving) / "model").is_dir()
+    with pytest.raises(SystemExit, match="`max_steps` must be at least 3"):
+        _finetune(released, images, tmp_path, "vae", *saving, "--max_steps", "2")

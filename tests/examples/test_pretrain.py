@@ -144,6 +144,7 @@ def test_a_run_that_goes_on_says_so_and_what_was_changed(here, capfd):
         ("--global_batch_size=4", "`rows of a step` must be what it was"),
         ("--train=projectors", "`train` must be what it was"),
         ("--max_steps=4", "`max_steps` must be at least 6"),
+        ("--dataloader_num_workers=1", "`dataloader_num_workers` must be what it was, 0, got 1"),
         ("--resume_from_checkpoint=nowhere", "`resume_from_checkpoint`: 'nowhere' is no checkpoint"),
     ):
         with pytest.raises(SystemExit, match=message):

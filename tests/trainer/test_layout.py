@@ -26,7 +26,7 @@ ORDER = [
     "trainer",
 ]
 # `push_to_hub` is transformers' method: it calls the Hub, and is imported when it is called.
-UP = {("trainer.stages.repository", "hub_upload")}
+UP = {("trainer.stages.publishing", "hub_upload")}
 
 
 def _modules(package):

@@ -86,6 +86,7 @@ def tiny_trainer(
     callbacks=None,
     data_collator=collate,
     vae=None,
+    optimizer_cls_and_kwargs=None,
     **arguments,
 ) -> RosettaTrainer:
     """On the CPU, quiet, going through the records in order."""
@@ -109,6 +110,7 @@ def tiny_trainer(
         data_collator=data_collator,
         vae=vae,
         callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

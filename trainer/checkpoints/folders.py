@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 
@@ -84,7 +85,7 @@ def finished_steps(checkpoint: str | os.PathLike) -> int:
 def set_aside(
     output_dir: str | os.PathLike,
     checkpoint: str | os.PathLike,
-    results: tuple[str, ...] = ("ema", "model", "samples"),
+    results: tuple[str, ...] = ("ema", "model", "adapter", "samples"),
 ) -> Path | None:
     """
     Moves what a run that is taken back to `checkpoint` has made since into a folder of its own: nothing is lost, and
@@ -110,6 +111,12 @@ def set_aside(
     for path in (*results, *sorted(later, key=_step, reverse=True)):
         path.rename(aside / path.name)
     return aside
+
+
+def take_back(output_dir: str | os.PathLike, checkpoint: str | os.PathLike):
+    """Has the main process [`set_aside`] what came after `checkpoint`, and say so."""
+    if PartialState().is_main_process and (aside := set_aside(output_dir, checkpoint)):
+        print(f"The run is taken back to {checkpoint}; what came after it is in {aside}.", flush=True)
 
 
 def remove_unfinished(output_dir: str | os.PathLike):
@@ -197,4 +204,5 @@ __all__ = [
     "remove_unfinished",
     "rotate_checkpoints",
     "set_aside",
+    "take_back",
 ]

@@ -64,6 +64,22 @@ def encode_pixels(vae, pixels: torch.Tensor, latent_grid_hw: torch.Tensor) -> to
     return torch.cat(latents)
 
 
+def with_latents(inputs: dict, vae) -> dict:
+    """
+    A batch with latents in place of pixels, if it has any.
+
+    Raises:
+        ValueError: if there are pixels, but no VAE.
+    """
+    if inputs.get("latent_pixels") is None:
+        return inputs
+    if vae is None:
+        raise ValueError("`vae` must be given: there are images to draw as pixels, and not as latents.")
+    inputs = dict(inputs)
+    inputs["latents"] = encode_pixels(vae, inputs.pop("latent_pixels"), inputs["latent_grid_hw"])
+    return inputs
+
+
 def cached_latents(record: dict) -> torch.Tensor:
     """
     The latents `(C, h, w)` of a record that [`~trainer.data.latent_cache.write_latent_cache`] wrote.
@@ -82,4 +98,4 @@ def cached_latents(record: dict) -> torch.Tensor:
     return latents.float()
 
 
-__all__ = ["cached_latents", "drawing_sample", "encode_pixels"]
+__all__ = ["cached_latents", "drawing_sample", "encode_pixels", "with_latents"]

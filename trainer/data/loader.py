@@ -77,7 +77,7 @@ class StreamLoader(DataLoader):
     def state_dict(self) -> dict:
         """The position of all workers of this rank, as JSON."""
         return {
-            **self._layout(),
+            **_layout(self.dataset, self.num_workers),
             "positions": self._positions,
             "next_worker": self._next_worker,
             "skipped": [[*key, number] for key, number in self.skipped.items()],
@@ -88,12 +88,7 @@ class StreamLoader(DataLoader):
         Raises:
             ValueError: if the state is of other sources, or of other numbers of records, ranks or workers.
         """
-        for name, now in self._layout().items():
-            if state.get(name) != now:
-                raise ValueError(
-                    f"The data cannot go on where it was: `{name}` must be what it was, {state.get(name)!r}, got "
-                    f"{now!r}."
-                )
+        _check_layout(state, self.dataset, self.num_workers)
         weights = [source.weight for source in self.dataset.sources]
         if others := [position["weights"] for position in state["positions"] if position is not None]:
             if others[0] != weights:
@@ -107,11 +102,17 @@ class StreamLoader(DataLoader):
 
     def save(self, folder: str, is_main_process: bool):
         """Writes the position of this rank into a checkpoint."""
-        self._file(folder).write_text(json.dumps(self.state_dict()))
+        _position_file(folder, self.dataset.rank).write_text(json.dumps(self.state_dict()))
 
     def load(self, folder: str):
-        """Goes on at the position of this rank in a checkpoint."""
-        self.load_state_dict(json.loads(self._file(folder).read_text()))
+        """
+        Goes on at the position of this rank in a checkpoint.
+
+        Raises:
+            ValueError: as of [`check_position`].
+        """
+        check_position(folder, self.dataset, self.num_workers)
+        self.load_state_dict(json.loads(_position_file(folder, self.dataset.rank).read_text()))
 
     def skipped_on_all_ranks(self, accelerator) -> dict[str, int]:
         """Numbers of records that all ranks have skipped since the start of the run, in all and by task and reason."""
@@ -121,22 +122,51 @@ class StreamLoader(DataLoader):
         named = {f"skipped_{task}_{reason}": n for (task, reason), n in zip(kinds, numbers, strict=True) if n}
         return {"skipped_records": sum(numbers), **named}
 
-    def _file(self, folder: str) -> Path:
-        return Path(folder, f"data_position_{self.dataset.rank}.json")
 
-    def _layout(self) -> dict:
-        stream = self.dataset
-        return {
-            "sources": [str(source) for source in stream.sources],
-            # In another data set the same position is another record.
-            "num_records": [len(records) if isinstance(records, Dataset) else None for records in stream.records],
-            "num_files": [None if isinstance(records, Dataset) else records.num_shards for records in stream.records],
-            "seed": stream.seed,
-            "max_length": stream.max_length,
-            "shares_of": stream.shares_of,
-            "num_ranks": stream.num_ranks,
-            "dataloader_num_workers": self.num_workers,
-        }
+def check_position(folder: str | os.PathLike, stream: RosettaDataStream, num_workers: int):
+    """
+    That a stream can go on at its position in a checkpoint.
+
+    Args:
+        folder (`str` or `os.PathLike`): of the checkpoint.
+        stream ([`RosettaDataStream`])
+        num_workers (`int`): of the loader.
+
+    Raises:
+        ValueError: if there is none, or it is of other sources, or of other numbers of records, ranks or workers.
+    """
+    # A run of fewer ranks has none for this one; the first one's says so.
+    found = [file for rank in (stream.rank, 0) if (file := _position_file(folder, rank)).is_file()]
+    if not found:
+        raise ValueError(f"The data cannot go on where it was: '{folder}' has no {_position_file('', stream.rank)}.")
+    _check_layout(json.loads(found[0].read_text()), stream, num_workers)
+
+
+def _position_file(folder: str | os.PathLike, rank: int) -> Path:
+    return Path(folder, f"data_position_{rank}.json")
+
+
+def _check_layout(state: dict, stream: RosettaDataStream, num_workers: int):
+    for name, now in _layout(stream, num_workers).items():
+        if state.get(name) != now:
+            raise ValueError(
+                f"The data cannot go on where it was: `{name}` must be what it was, {state.get(name)!r}, got {now!r}."
+            )
+
+
+def _layout(stream: RosettaDataStream, num_workers: int) -> dict:
+    """What a position is of."""
+    return {
+        "sources": [str(source) for source in stream.sources],
+        # In another data set the same position is another record.
+        "num_records": [len(records) if isinstance(records, Dataset) else None for records in stream.records],
+        "num_files": [None if isinstance(records, Dataset) else records.num_shards for records in stream.records],
+        "seed": stream.seed,
+        "max_length": stream.max_length,
+        "shares_of": stream.shares_of,
+        "num_ranks": stream.num_ranks,
+        "dataloader_num_workers": num_workers,
+    }
 
 
 class _RowCollator:
@@ -155,4 +185,4 @@ class EpochOfStream(TrainerCallback):
         state.epoch = state.global_step / state.max_steps
 
 
-__all__ = ["EpochOfStream", "StreamLoader"]
+__all__ = ["EpochOfStream", "StreamLoader", "check_position"]

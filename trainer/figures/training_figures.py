@@ -28,10 +28,11 @@ class TrainingFigures(RunningFigures):
         self._types = [token_type["name"] for token_type in config.token_types]
         losses = ["loss", "text_loss", "flow_loss", "aux_loss", *(f"{name}_loss" for name in self._features)]
         held = [f"num_{what}_{name}" for what in ("samples", "tokens") for name in self._types]
-        self.targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in self._features)]
+        targets = ["num_text_targets", "num_latent_images", *(f"num_{name}_targets" for name in self._features)]
+        self._num_seen = torch.zeros((), dtype=torch.long, device=device)  # targets, of all ranks
         super().__init__(
             means=[*losses, *(f"capacity_rate_{pool}" for pool in config.pools)],
-            counts=["num_samples", *held, *self.targets, *UNSEEN_UNITS],
+            counts=["num_samples", *held, *targets, *UNSEEN_UNITS],
             device=device,
         )
 
@@ -63,6 +64,21 @@ class TrainingFigures(RunningFigures):
         self.add_to_count("num_latent_images", own_counts[1])
         for name, own_count in zip(self._features, own_counts[2:], strict=True):
             self.add_to_count(f"num_{name}_targets", own_count)
+        self._num_seen += counts.sum()
+
+    def go_on(self):
+        """Says that the steps so far had targets, without which they would not have been saved."""
+        self._num_seen += 1
+
+    def check_targets(self):
+        """
+        Waits for the device.
+
+        Raises:
+            ValueError: if nothing so far was to be predicted.
+        """
+        if self._num_seen == 0:
+            raise ValueError("`train_dataset`: no sample so far has a target, so there is nothing to train on.")
 
 
 __all__ = ["UNSEEN_UNITS", "TrainingFigures"]

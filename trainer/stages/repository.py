@@ -1,7 +1,6 @@
 """The repository that a stage of training leaves: what the next stage starts from, and what is published."""
 
 import os
-from pathlib import Path
 
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, ProcessorMixin
@@ -47,44 +46,6 @@ def save_repository_of(
     trainer.accelerator.wait_for_everyone()
 
 
-def publish(
-    trainer,
-    vae: AutoencoderKLFlux2 | None = None,
-    stage: str | None = None,
-    data: str | None = None,
-    **kwargs,
-):
-    """
-    Saves the repository of a trainer to `output_dir/repository`, and publishes it as [`~hub_upload.push`] does. All
-    processes must call this.
-
-    Args:
-        trainer, vae, stage, data: as for [`save_repository_of`]; the id of the repository is `args.hub_model_id`.
-        kwargs: as for [`~hub_upload.push`].
-
-    Returns:
-        `CommitInfo` on the first process, `None` on the others and after a dry run.
-
-    Raises:
-        ValueError: before anything is saved, if a part is missing.
-    """
-    # Only this function knows the Hub, and only when it is called.
-    from hub_upload import push
-
-    if trainer.args.hub_model_id is None:
-        raise ValueError("`args.hub_model_id` must be the id of the repository, such as 'name/model'; it is None.")
-    if not hasattr(trainer.processing_class, "draw_prompt"):
-        raise ValueError(
-            "`processing_class` of the trainer must be a RosettaProcessor to be published with the model, got "
-            f"{type(trainer.processing_class).__name__}."
-        )
-    if vae is None and trainer.model.config.token_type_index("noisy_latents") is not None:
-        raise ValueError("`vae` must be given: the model draws, and its repository decodes with the VAE.")
-    folder = Path(trainer.args.output_dir) / "repository"
-    save_repository_of(trainer, folder, vae, stage, data)
-    return push(folder, trainer.args.hub_model_id, **kwargs) if trainer.is_world_process_zero() else None
-
-
 def write_repository(
     folder: str | os.PathLike, model: PreTrainedModel, processor: ProcessorMixin, vae: AutoencoderKLFlux2 | None = None
 ):
@@ -102,4 +63,4 @@ def write_repository(
         processor.save_pretrained(staged)
 
 
-__all__ = ["publish", "save_repository_of", "write_repository"]
+__all__ = ["save_repository_of", "write_repository"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..checkpoints.adapters import has_adapters
 from ..checkpoints.folders import finished_steps
@@ -36,7 +37,10 @@ FIXED = (
     "decay_all_parameters",
     "latent_projections_at_generation_rate",
     "optimizer_state_from",
-    "schedule by measurements",
+    "anchor_importance_from",
+    "anchor_parameters",
+    "optimizer",
+    "rates that the schedule keeps",
     # of the model
     "trained parameters",
     "config.",
@@ -51,13 +55,17 @@ _NO_ARCHITECTURE = {"transformers_version", "_name_or_path", "dtype", "torch_dty
 _NO_ADAPTER = {"base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version"}
 
 
-def training_facts(args) -> dict:
-    """The facts of [`RosettaTrainingArguments`]."""
+def training_facts(args, scheduler=None) -> dict:
+    """The facts of [`RosettaTrainingArguments`], and of a scheduler that somebody brought."""
     facts = {name: value for name, value in args.to_dict().items() if name not in _NO_FACTS}
     facts["rows of a step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    measured = facts["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy")  # whose rates are their state
-    rates = [facts[name] for name in ("lr_scheduler_type", "learning_rate", "generation_learning_rate")]
-    facts["schedule by measurements"] = rates if measured else None
+    if scheduler is None:
+        keeps_rates = facts["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy")
+    else:
+        keeps_rates = not isinstance(scheduler, LambdaLR)
+    # Of a schedule whose rates are a state, and no function of the step, they cannot change.
+    decided_by = ("lr_scheduler_type", "learning_rate", "generation_learning_rate")
+    facts["rates that the schedule keeps"] = [facts[name] for name in decided_by] if keeps_rates else None
     return facts
 
 
@@ -97,6 +105,7 @@ class RunDescription:
             ValueError: if something is otherwise now that cannot be.
         """
         step = finished_steps(checkpoint)
+        _check_steps(checkpoint, self.facts)
         said = [f"The run goes on from {checkpoint}, after step {step}."]
         file = Path(checkpoint, FILE_NAME)
         if not file.is_file():
@@ -147,9 +156,18 @@ def refuse_changes(checkpoint: str | os.PathLike, facts: dict):
     Raises:
         ValueError: if the run of a checkpoint cannot go on with these facts.
     """
+    _check_steps(checkpoint, facts)
     file = Path(checkpoint, FILE_NAME)
     if file.is_file():
         changes(json.loads(file.read_text())["facts"], _as_json(facts))
+
+
+def _check_steps(checkpoint: str | os.PathLike, facts: dict):
+    if 0 < (asked := facts.get("max_steps", 0)) < (done := finished_steps(checkpoint)):
+        raise ValueError(
+            f"`max_steps` must be at least {done}, which are done in {checkpoint}, got {asked}. Go back with "
+            "`resume_from_checkpoint`."
+        )
 
 
 def _as_json(facts: dict) -> dict:

@@ -34,6 +34,9 @@ HYPERPARAMETERS = (
     "shield_steps",
     "maop",
     "maop_granularity",
+    "maop_second_moment",
+    "anchor_strength",
+    "anchor_parameters",
     "logit_mean",
     "logit_std",
     "bf16",
@@ -45,6 +48,7 @@ HYPERPARAMETERS = (
 OF_MAOP_ADAMW = (
     *("generation_learning_rate", "latent_projections_at_generation_rate", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "decay_all_parameters", "maop", "maop_granularity"),
+    "maop_second_moment",
 )
 NUM_LOGS = 100  # of a stage, so that the file stays small
 NOT_RESULTS = ("runtime", "per_second", "jit_compilation_time")
@@ -66,19 +70,17 @@ def training_record(
     Returns:
         `dict`: `stage`, `data`, `steps` and `epochs` that were trained (`None` of a stream, which mixes sources of
         different lengths), `hyperparameters` (the arguments that these steps were trained with, in words where they
-        were changed on the way, and `max_length` and `packed` of the rows; of an optimizer of one's own its class and
-        rates), `trained_parameters`, `processes`,
-        `device`, `versions` of the libraries, `results`, and `log`: at most 100 lines of the Trainer's `log_history`,
-        evenly chosen, the last among them.
+        were changed on the way, and `max_length` and `packed` of the rows; of an optimizer of one's own what it says
+        of itself), `trained_parameters`, `processes`, `device`, `versions` of the libraries, `results`, and `log`: at
+        most 100 lines of the Trainer's `log_history`, evenly chosen, the last among them.
     """
     steps = trainer.state.global_step
     arguments = recorded_arguments(trainer.args) if trainer.run is None else trainer.run.arguments_at(steps)
     hyperparameters = {name: value for name, value in arguments.items() if value is not None}
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
-    if optimizer is not None and not isinstance(optimizer, MAOPAdamW):
+    if optimizer is not None and not trainer.optimizer_is_of_arguments:
         hyperparameters = {name: value for name, value in hyperparameters.items() if name not in OF_MAOP_ADAMW}
-        rates = sorted({group.get("initial_lr", group["lr"]) for group in optimizer.param_groups})
-        hyperparameters |= {"optim": type(optimizer).__name__, "learning_rate": rates[0] if len(rates) == 1 else rates}
+        hyperparameters |= _own_optimizer(optimizer)
     is_stream = isinstance(trainer.train_dataset, RosettaDataStream)
     if is_stream or isinstance(trainer.data_collator, RosettaDataCollator):
         hyperparameters["max_length"] = (trainer.train_dataset if is_stream else trainer.data_collator).max_length
@@ -105,6 +107,19 @@ def training_record(
         "results": results,
         "log": _thinned([log for log in history if "loss" in log]),
     }
+
+
+def _own_optimizer(optimizer: torch.optim.Optimizer) -> dict:
+    """What an optimizer that the arguments did not make says of itself."""
+    groups = [{**group, "lr": float(group.get("initial_lr", group["lr"]))} for group in optimizer.param_groups]
+    told = {"optim": type(optimizer).__name__}
+    for name, recorded in (("lr", "learning_rate"), *((name, name) for name in ("weight_decay", "betas", "maop"))):
+        values = sorted({group[name] for group in groups if name in group})
+        if values:
+            told[recorded] = values[0] if len(values) == 1 else values
+    if isinstance(optimizer, MAOPAdamW):
+        told |= {name: optimizer.defaults[name] for name in ("maop_granularity", "maop_second_moment")}
+    return told
 
 
 def recorded_arguments(args) -> dict:

@@ -238,9 +238,10 @@ def test_where_a_run_cannot_go_on(run, asked, message, finished, tmp_path):
 
 
 def test_what_came_after_is_set_aside(finished):
+    (finished / "adapter").mkdir()
     assert folders.set_aside(finished, finished / "checkpoint-30") is None
     aside = folders.set_aside(finished, finished / "checkpoint-10")
-    assert {path.name for path in aside.iterdir()} == {"checkpoint-20", "checkpoint-30", "ema", "model"}
+    assert {path.name for path in aside.iterdir()} == {"checkpoint-20", "checkpoint-30", "ema", "model", "adapter"}
     assert last_complete_checkpoint(finished) == str(finished / "checkpoint-10")
     assert (finished / "checkpoint-best-so-far").is_dir()
     _checkpoint(finished / "checkpoint-20", 20)

@@ -9,6 +9,7 @@ from data_files import file_model, file_processor, write_questions, write_texts
 from tiny_training import training_logs
 
 from trainer import DataSource, RosettaDataCollator, RosettaDataStream
+from trainer.data.loader import check_position
 
 
 @pytest.fixture
@@ -61,6 +62,17 @@ def test_resuming_with_other_workers(run, tmp_path):
     assert position["dataloader_num_workers"] == 0
     with pytest.raises(ValueError, match="`dataloader_num_workers` must be what it was, 0, got 1"):
         run(resume_from=str(tmp_path / "checkpoint-1"), dataloader_num_workers=1)
+
+
+@pytest.mark.parametrize(("rank", "num_ranks"), [(0, 2), (1, 2)])
+def test_another_number_of_ranks_is_refused(rank, num_ranks, run, tmp_path):
+    stream = run(max_steps=1, save_strategy="steps", save_steps=1).train_dataset
+    stream.rank, stream.num_ranks = rank, num_ranks  # of a second rank there is no file
+    with pytest.raises(ValueError, match="`num_ranks` must be what it was, 1, got 2"):
+        check_position(tmp_path / "checkpoint-1", stream, 0)
+    (tmp_path / "checkpoint-1" / "data_position_0.json").unlink()
+    with pytest.raises(ValueError, match="cannot go on where it was: '.*checkpoint-1' has no data_position"):
+        check_position(tmp_path / "checkpoint-1", stream, 0)
 
 
 def test_a_stream_needs_max_steps(run):

@@ -86,7 +86,16 @@ def test_samples_are_grouped_by_length(trainer_of):
     assert first == 54  # the longest, so that memory runs out at once if it does; one more for the end
 
 
-def test_a_run_without_a_target_stops(trainer_of):
+@pytest.mark.parametrize("how", [{}, {"logging_strategy": "no"}, {"logging_steps": 100, "save_strategy": "no"}])
+def test_a_run_without_a_target_stops(how, trainer_of, tmp_path):
     records = [{**record(i), "labels": torch.full((12,), -100)} for i in (1, 2, 4, 5)]
-    with pytest.raises(ValueError, match="none of the 4 samples so far has a target"):
-        trainer_of(tiny_model(), records).train()
+    with pytest.raises(ValueError, match="no sample so far has a target"):
+        trainer_of(tiny_model(), records, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 3, **how}).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_finished_run_that_goes_on_has_had_its_targets(trainer_of, tmp_path):
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer_of(tiny_model(), [record(i) for i in range(4)], **saved).train()
+    trainer = trainer_of(tiny_model(), [record(i) for i in range(4)], **saved)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 2

@@ -57,6 +57,26 @@ def test_state_starts_fresh_by_default(stage, tiny_model):
     assert states == {}
 
 
+@pytest.mark.parametrize(
+    ("optimizer_class", "kwargs", "message"),
+    [
+        (torch.optim.SGD, {"lr": 0.1}, "must be None with SGD: only the moments of Adam and AdamW"),
+        (torch.optim.AdamW, {"lr": 0.1, "amsgrad": True}, "must be None with `amsgrad`"),
+    ],
+)
+def test_an_optimizer_without_these_moments_is_refused_at_once(
+    optimizer_class, kwargs, message, stage, tiny_model, tmp_path, trainer_of, records
+):
+    stage(tiny_model())
+    with pytest.raises(ValueError, match=f"`optimizer_state_from` {message}"):
+        trainer_of(
+            tiny_model(),
+            records(8),
+            optimizer_state_from=str(tmp_path / "checkpoint-3"),
+            optimizer_cls_and_kwargs=(optimizer_class, kwargs),
+        )
+
+
 def test_state_is_carried_over_by_name(stage, tiny_model, tmp_path, caplog):
     """The second stage mounts a type, freezes a layer, and splits its groups in another way."""
     model = tiny_model()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from data_files import file_model, file_processor, write_texts
+from torch.optim.lr_scheduler import ExponentialLR
 
 from trainer import (
     DataSource,
@@ -88,11 +89,45 @@ def test_rates_that_are_the_state_of_a_schedule_cannot_be_changed(tmp_path):
 
     plateau = facts(lr_scheduler_type="reduce_lr_on_plateau")
     for other in (facts(), facts(lr_scheduler_type="reduce_lr_on_plateau", learning_rate=1e-3)):
-        with pytest.raises(ValueError, match="`schedule by measurements` must be what it was"):
+        with pytest.raises(ValueError, match="`rates that the schedule keeps` must be what it was"):
             changes(plateau, other)
     assert changes(facts(), facts(lr_scheduler_type="cosine")) == [
         "From now on `lr_scheduler_type` is 'cosine', it was 'linear'."
     ]
+
+
+@pytest.mark.parametrize("brought", [None, ExponentialLR])
+def test_what_a_schedule_does_not_keep_can_be_changed(brought, tiny_model, records, trainer_of, tmp_path):
+    settings = {**STEPS, "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
+
+    def train(resume_from=None, **changes):
+        arguments = {**(settings if brought is None else STEPS), **changes}
+        trainer = trainer_of(tiny_model(), records(32), records(4), **arguments)
+        if brought is not None:
+            trainer.lr_scheduler = brought(trainer.create_optimizer(), 0.5)
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer
+
+    train()
+    trainer = train(str(tmp_path / "checkpoint-2"), weight_decay=0.5, adam_beta2=0.9)
+    rates = [log["learning_rate_base"] for log in trainer.state.log_history if "loss" in log]
+    assert rates == pytest.approx([0.01] * 4 if brought is None else [0.01, 0.005, 0.0025, 0.00125])
+    for group in trainer.optimizer.param_groups:
+        assert group["betas"][1] == 0.9 and group["weight_decay"] in (0.5, 0.0)
+    with pytest.raises(ValueError, match="`rates that the schedule keeps` must be what it was"):
+        train(str(tmp_path / "checkpoint-2"), learning_rate=5e-3)
+
+
+def test_another_optimizer_is_refused(tiny_model, records, trainer_of, tmp_path):
+    trainer_of(tiny_model(), records(32), **STEPS).train()
+    sgd = trainer_of(tiny_model(), records(32), optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}), **STEPS)
+    with pytest.raises(ValueError, match="`optimizer` must be what it was .* 'MAOPAdamW', got 'SGD'"):
+        sgd.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_steps_that_are_done_cannot_be_asked_away(go_on):
+    with pytest.raises(ValueError, match="`max_steps` must be at least 2, which are done in .*checkpoint-2, got 1"):
+        go_on(max_steps=1)
 
 
 def test_another_model_is_refused(go_on, tiny_model):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_rosetta import RosettaConfig
-from trainer import load_training_record, save_training_record, training_record
+from trainer import MAOPAdamW, load_training_record, save_training_record, training_record
 
 
 @pytest.fixture
@@ -35,7 +35,20 @@ def test_an_optimizer_of_ones_own_is_recorded_as_it_is(trainer_of, tiny_model, r
     trainer.train()
     hyperparameters = training_record(trainer)["hyperparameters"]
     assert (hyperparameters["optim"], hyperparameters["learning_rate"]) == ("SGD", 0.25)
-    assert not {"adam_beta1", "generation_learning_rate", "weight_decay", "maop"} & set(hyperparameters)
+    assert hyperparameters["weight_decay"] == 0
+    assert not {"adam_beta1", "generation_learning_rate", "maop"} & set(hyperparameters)
+
+
+@pytest.mark.parametrize("optimizer_class", [MAOPAdamW, torch.optim.AdamW])
+def test_an_adamw_of_ones_own_is_recorded_as_it_is(optimizer_class, trainer_of, tiny_model, records):
+    model = tiny_model(RosettaConfig)
+    trainer = trainer_of(model, records(8), max_steps=2, maop=False, weight_decay=0.3, adam_beta2=0.5)
+    trainer.optimizer = optimizer_class(model.parameters(), lr=0.25, weight_decay=0.125, betas=(0.5, 0.75))
+    trainer.train()
+    hyperparameters = training_record(trainer)["hyperparameters"]
+    told = [hyperparameters[name] for name in ("optim", "learning_rate", "weight_decay", "betas")]
+    assert told == [optimizer_class.__name__, 0.25, 0.125, (0.5, 0.75)]
+    assert "adam_beta2" not in hyperparameters
 
 
 def test_nothing_of_the_machine_is_in_it(trained, tmp_path):
