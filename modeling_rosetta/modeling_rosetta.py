@@ -8,6 +8,7 @@ of all images to draw, I images, C latent channels.
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -75,7 +76,10 @@ class RosettaRouter(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(T, D) to logits (T, E), weights (T, K) and expert indices (T, K)."""
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        # Entering a context takes as long as the product of a single token: only where there is autocast to leave.
+        in_fp32 = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with in_fp32:
             logits = F.linear(hidden_states.float(), self.weight.float())
         weights, index = logits.softmax(-1).topk(self.top_k, dim=-1)
         return logits, weights / weights.sum(-1, keepdim=True), index

@@ -95,7 +95,7 @@ def token_layout(
         sizes = torch.bincount(token_types, minlength=len(types)).tolist()
         if len(sizes) > len(types):
             raise ValueError(f"`token_type_ids` must be below {len(types)}, got {len(sizes) - 1}.")
-    shared_experts = [*config.shared_experts, None]
+    pools, streams, shared_experts = config.pools, config.attention_streams, [*config.shared_experts, None]
     shielded = None
     if shield_shared_expert:
         # Other types' experts warm up first. Where types share their experts too, as in MoE, nothing is shielded.
@@ -103,10 +103,8 @@ def token_layout(
         shields = [t["expert_pool"] != pool and t["shared_expert"] == expert for t in types]
         shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
     return TokenLayout(
-        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types, sizes),
-        streams=TokenGroups(
-            [config.attention_streams.index(t["attention_stream"]) for t in types], token_types, sizes
-        ),
+        pools=TokenGroups([pools.index(t["expert_pool"]) for t in types], token_types, sizes),
+        streams=TokenGroups([streams.index(t["attention_stream"]) for t in types], token_types, sizes),
         shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types, sizes),
         shielded=shielded,
     )
