@@ -562,9 +562,9 @@ class RosettaModel(RosettaPreTrainedModel):
         grids = self.image_grids(image_grid_thw, latent_grid_hw)
         if position_ids is None:
             position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask)
+        position_ids = position_ids.expand(3, *token_type_ids.shape)
         if past_key_values is not None and not torch.compiler.is_compiling():
-            past_length = cached_length(past_key_values)
-            keep_positions(past_key_values, past_length, position_ids.expand(3, *token_type_ids.shape), attention_mask)
+            keep_positions(past_key_values, cached_length(past_key_values), position_ids, attention_mask)
         mask = self._attention_mask(
             hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
