@@ -85,7 +85,9 @@ def keep_positions(
         before = getattr(cache, "next_positions", torch.arange(1, past_length + 1)[None])[:, :past_length]
         if batch_size % len(before) or before.shape[1] < past_length:
             return  # rows were picked out of the cache: whoever did it goes on giving positions
-        before = before.repeat_interleave(batch_size // len(before), dim=0).to(reached.device)
+        if len(before) < batch_size:
+            before = before.repeat_interleave(batch_size // len(before), dim=0)
+        before = before.to(reached.device)
         reached = torch.cat([before, reached], dim=1)
     cache.next_positions = reached  # type: ignore[attr-defined]
 
@@ -120,8 +122,11 @@ def holds_cached(inputs: dict, attention_mask: torch.Tensor | None, cache: Cache
 
 def new_part(config, inputs: dict, past_length: int) -> dict:
     """The `inputs` of a whole conversation without those of its first `past_length` tokens, which are cached."""
-    new = {}
-    if inputs["token_type_ids"] is not None:
+    new, types = {}, inputs["token_type_ids"]
+    if isinstance(types, int):
+        tokens = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
+        inputs = {**inputs, "token_type_ids": torch.full_like(tokens, types, dtype=torch.long)}
+    if types is not None:
         new = without_cached(config, inputs["token_type_ids"], inputs, past_length)
     for key in ("input_ids", "token_type_ids", "position_ids"):
         new[key] = None if inputs[key] is None else inputs[key][..., past_length:]

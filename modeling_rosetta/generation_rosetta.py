@@ -58,8 +58,10 @@ class RosettaGenerationMixin(GenerationMixin):
         )
         cached = {}
         if not is_first_iteration and kwargs.get("use_cache", True):
-            # Images and features are in the cache after the prompt.
+            # Images and features are in the cache after the prompt, and new tokens are text, which is faster to say
+            # than to find out.
             cached = {key: None for source in sources(self.config) for key in (*source.of_tokens, *source.of_images)}
+            cached["token_type_ids"] = None
         elif token_type_ids is not None:
             num_cached = token_type_ids.shape[1] - model_inputs["token_type_ids"].shape[1]
             cached = without_cached(self.config, token_type_ids, model_inputs, num_cached)
@@ -83,6 +85,18 @@ class RosettaGenerationMixin(GenerationMixin):
             # `generate` has left out a mask of ones, which says that the tokens are the whole conversation.
             kwargs["attention_mask"] = torch.ones_like(kwargs["position_ids"][0])
         return super()._assisted_decoding(*args, **kwargs)
+
+    @wraps(GenerationMixin.generate_batch)
+    def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
+        """Of text alone: transformers' scheduler takes token ids, and its paged cache only a causal mask."""
+        marks = {self.config.image_token_id, self.config.timestep_token_id} - {None}
+        for row, ids in enumerate(inputs):
+            if found := marks.intersection(ids):
+                raise ValueError(
+                    f"`inputs` of `generate_batch` may hold text alone, but row {row} has the image token "
+                    f"{found.pop()}: conversations about images are for `generate`, which takes them in batches, too."
+                )
+        return super().generate_batch(inputs, *args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs

@@ -374,6 +374,7 @@ class RosettaProcessor(ProcessorMixin):
         width: int | None = None,
         negative_prompt: str | list[str] | None = None,
         do_classifier_free_guidance: bool = True,
+        system_prompt: str | None = None,
     ) -> BatchFeature:
         """
         The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them.
@@ -385,6 +386,7 @@ class RosettaProcessor(ProcessorMixin):
             negative_prompt (`str` or `list[str]`, *optional*): one, or one for each prompt, for the unconditional
                 rows; by default `<｜cfg｜>` in place of each token of the prompt.
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return unconditional rows.
+            system_prompt (`str`, *optional*): the system's turn that all rows start with.
 
         Returns:
             [`BatchFeature`] of tensors `input_ids`, `token_type_ids`, `attention_mask` `(2B, S)` and `latent_grid_hw`
@@ -403,7 +405,7 @@ class RosettaProcessor(ProcessorMixin):
                 raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
             for i, text in enumerate(texts):
                 plain_text.mark([text], f"`{name}`: prompt {i}")
-        if negatives and len(negatives) != len(prompts):
+        if negative_prompt is not None and len(negatives) != len(prompts):
             raise ValueError(
                 f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
                 f"got {len(negatives)}."
@@ -411,8 +413,9 @@ class RosettaProcessor(ProcessorMixin):
         negatives = negatives if do_classifier_free_guidance else []
         height, width = (self.base_size if size is None else size for size in (height, width))
         slot = {"type": "latents", "height": height, "width": width}
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         conversations = [
-            [{"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
+            [*system, {"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
             for text in prompts + negatives
         ]
         batch = self.apply_chat_template(
@@ -459,6 +462,11 @@ class RosettaProcessor(ProcessorMixin):
         patches = [self.image_processor.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
         tokens = [count // self.image_processor.merge_size**2 for count in patches]
         return MultiModalData(num_image_tokens=tokens, num_image_patches=patches)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """What the placeholder of an image to understand becomes, for servers that expand the text themselves."""
+        patches = int(math.prod(image_inputs["image_grid_thw"][image_idx]))
+        return self.image_token * (patches // self.image_processor.merge_size**2)
 
     def _template(self, name_or_template: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}

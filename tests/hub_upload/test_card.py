@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from hub_upload import model_card
 from hub_upload.__main__ import main
-from modeling_rosetta import mount, unmount
+from hub_upload.card import _memory
+from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, mount, unmount
 from tests.conftest import tiny_model
 from tests.hub_upload.stand_in_hub import metadata_errors
 
@@ -168,3 +170,32 @@ def test_the_command_previews_it(recorded, capsys):
 def test_the_template_of_the_package_is_the_projects():
     top = Path(__file__).parents[2]
     assert (top / "hub_upload" / "model_card.md").read_text() == (top / "model_card.md").read_text()
+
+
+def test_samples_come_first_and_hyperparameters_last(recorded):
+    headings = re.findall(r"^## (.*)$", model_card(recorded).text, re.MULTILINE)
+    assert headings[0] == "Samples" and headings[-1] == "Hyperparameters"
+    assert headings.index("Intended use and limits") < headings.index("Architecture")
+
+
+def test_its_gallery_and_examples_are_of_what_was_given(recorded):
+    given = {"prompt": 'a "red" stone', "question": "Which one?", "num_inference_steps": 20, "guidance_scale": 3.5}
+    card = model_card(recorded, **given)
+    assert card.data.widget == [{"text": 'a "red" stone', "output": {"url": "assets/drawn_stones.png"}}]
+    assert metadata_errors(str(card)) == []
+    draw, ask = re.findall(r"^```python\n(.*?)^```", card.text, re.DOTALL | re.MULTILINE)[1:3]
+    assert 'a \\"red\\" stone' in draw and "num_inference_steps=20" in draw and "guidance_scale=3.5" in draw
+    assert '"Which one?"' in ask and "These settings were found good" in card.text
+    assert "is not recorded" in model_card(recorded).text
+
+
+def test_memory_is_counted_by_dtype():
+    with torch.device("meta"):
+        model = RosettaForCausalLMAndImageGeneration(RosettaConfig())
+    memory = {name: float(size.removesuffix(" MB").replace(",", "")) for name, size in _memory(model).items()}
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert experts == 28 * 12 * 3 * 1024 * 3072
+    expected = [4 * total, 2 * total, *(2 * (total - experts) + experts * bits / 8 for bits in (9, 5))]
+    assert list(memory.values())[:4] == pytest.approx([size / 1e6 for size in expected], abs=0.06)
+    assert list(memory.values())[4] == pytest.approx(2 * 2 * 28 * 8 * 128 * 1000 / 1e6, abs=0.06)  # keys and values

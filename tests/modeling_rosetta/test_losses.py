@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from modeling_rosetta import losses_rosetta
-from modeling_rosetta.losses_rosetta import cross_entropy_sum, flow_matching_sum
+from modeling_rosetta.losses_rosetta import cross_entropy_sum, flow_matching_sum, next_tokens
 from tests.conftest import sample
 
 
@@ -101,3 +101,15 @@ def test_logits_are_not_computed_beside_a_loss_unless_asked_for(rosetta):
     assert rosetta(**batch).logits is None
     assert rosetta(**batch, logits_to_keep=0).logits.shape == (1, 4, 120)
     assert rosetta(input_ids=batch["input_ids"], logits_to_keep=2).logits.shape == (1, 2, 120)
+
+
+def test_targets_aligned_with_the_logits_replace_labels(rosetta):
+    """The last token of a row that goes on elsewhere has a target, too."""
+    batch = sample("tutt")
+    labels = batch.pop("labels")
+    expected, shifted = rosetta(**batch, labels=labels).text_loss, next_tokens(labels)
+    for others in ({}, {"labels": labels.flip(1)}):
+        assert torch.equal(rosetta(**batch, **others, shift_labels=shifted).text_loss, expected)
+    output = rosetta(**batch, shift_labels=shifted.clone().fill_(-100).index_fill_(1, torch.tensor([-1]), 7))
+    logits = rosetta(**batch).logits[:, -1]
+    torch.testing.assert_close(output.text_loss, F.cross_entropy(logits, torch.tensor([7])))
