@@ -12,13 +12,13 @@ def visible_blocks(attention_mask) -> list[tuple[slice, slice]] | None:
     mask computes the hidden products too; block by block it saves most of them.
 
     Args:
-        attention_mask: boolean mask `(B, 1, S, K)`, true where a query sees a key. For any other, for short ones, and
+        attention_mask: boolean mask `(B, 1, S, K)`, true where a query sees a key. For any other, for short ones, while a graph is compiled, and
             on devices that have flex attention or better use for one large product, there is nothing to split.
 
     Returns:
         Pairs of a slice of the S queries and a slice of the K keys, or `None`.
     """
-    if not torch.is_tensor(attention_mask) or attention_mask.dtype != torch.bool:
+    if not torch.is_tensor(attention_mask) or attention_mask.dtype != torch.bool or torch.compiler.is_compiling():
         return None
     num_queries = attention_mask.shape[2]
     if attention_mask.device.type != "cpu" or num_queries <= QUERIES_PER_BLOCK:

@@ -56,6 +56,7 @@ class RosettaConfig(PreTrainedConfig):
         flow_loss_coef (`float`, defaults to 1.0): Weight of the flow matching loss (C.1.3).
         balance_padding (`bool`, defaults to `False`): Whether padding counts as text in the balance loss and the
             capacity rate, as it does in the authors' code.
+        output_router_logits (`bool`, defaults to `False`): Whether the model returns the router logits.
         latent_channels (`int`, defaults to 128): Channels of a patchified VAE latent.
         latent_hidden_size (`int`, defaults to 1024): Channels inside the latent-in and latent-out blocks.
         vision_config (`Qwen3VLVisionConfig` or `dict`): The ViT. It is built if a token type embeds from
@@ -95,6 +96,7 @@ class RosettaConfig(PreTrainedConfig):
     router_aux_loss_coef: float = 0.01
     flow_loss_coef: float = 1.0
     balance_padding: bool = False
+    output_router_logits: bool = False
     latent_channels: int = 128
     latent_hidden_size: int = 1024
     vision_config: dict | PreTrainedConfig | None = None

@@ -120,8 +120,11 @@ def holds_cached(inputs: dict, attention_mask: torch.Tensor | None, cache: Cache
 
 def new_part(config, inputs: dict, past_length: int) -> dict:
     """The `inputs` of a whole conversation without those of its first `past_length` tokens, which are cached."""
-    new = {}
-    if inputs["token_type_ids"] is not None:
+    new, types = {}, inputs["token_type_ids"]
+    if isinstance(types, int):
+        tokens = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
+        inputs = {**inputs, "token_type_ids": torch.full_like(tokens, types, dtype=torch.long)}
+    if types is not None:
         new = without_cached(config, inputs["token_type_ids"], inputs, past_length)
     for key in ("input_ids", "token_type_ids", "position_ids"):
         new[key] = None if inputs[key] is None else inputs[key][..., past_length:]

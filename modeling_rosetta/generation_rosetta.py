@@ -84,6 +84,18 @@ class RosettaGenerationMixin(GenerationMixin):
             kwargs["attention_mask"] = torch.ones_like(kwargs["position_ids"][0])
         return super()._assisted_decoding(*args, **kwargs)
 
+    @wraps(GenerationMixin.generate_batch)
+    def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
+        """Of text alone: transformers' scheduler takes token ids, and its paged cache only a causal mask."""
+        marks = {self.config.image_token_id, self.config.timestep_token_id} - {None}
+        for row, ids in enumerate(inputs):
+            if found := marks.intersection(ids):
+                raise ValueError(
+                    f"`inputs` of `generate_batch` may hold text alone, but row {row} has the image token "
+                    f"{found.pop()}: conversations about images are for `generate`, which takes them in batches, too."
+                )
+        return super().generate_batch(inputs, *args, **kwargs)
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
     ):

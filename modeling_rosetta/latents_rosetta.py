@@ -89,6 +89,11 @@ class LatentOut(nn.Module):
         )
 
 
+def grid_sizes(latent_grid_hw) -> list[list[int]]:
+    """Grids (I, 2), a tensor or pairs, as pairs."""
+    return latent_grid_hw.tolist() if torch.is_tensor(latent_grid_hw) else latent_grid_hw
+
+
 def _map_images(
     function: Callable, tokens: torch.Tensor, time_embeddings: torch.Tensor, grids: list[list[int]]
 ) -> torch.Tensor:
@@ -112,4 +117,4 @@ def _map_images(
     return torch.cat(outputs)[torch.cat(places).argsort()]
 
 
-__all__ = ["LatentIn", "LatentOut", "TimestepEmbedder"]
+__all__ = ["LatentIn", "LatentOut", "TimestepEmbedder", "grid_sizes"]

@@ -57,18 +57,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *gradients, None
 
 
-def cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B, S) aligned with the input ids to the targets (B, S) at each position: the label after it."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
-    Next-token cross-entropy, summed over the targets, without ever holding all logits; see [`LinearCrossEntropy`].
+    Cross-entropy, summed over the targets, without ever holding all logits; see [`LinearCrossEntropy`].
 
     Args:
         hidden_states (`torch.Tensor` of shape `(B, S, D)`): after the final norm.
         weight (`torch.Tensor` of shape `(V, D)`): of the language model head.
-        labels (`torch.LongTensor` of shape `(B, S)`): aligned with the input ids, -100 where there is no target.
+        targets (`torch.LongTensor` of shape `(B, S)`): what to predict at each position, -100 for nothing.
     """
-    targets = labels[:, 1:]
     kept = targets != -100
-    hidden_states, targets = hidden_states[:, :-1][kept], targets[kept]
+    hidden_states, targets = hidden_states[kept], targets[kept]
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -141,4 +145,4 @@ def routing_losses(
     return balance_loss, capacity_rate
 
 
-__all__ = ["cross_entropy_sum", "feature_flow_sum", "flow_matching_sum", "routing_losses"]
+__all__ = ["cross_entropy_sum", "feature_flow_sum", "flow_matching_sum", "next_tokens", "routing_losses"]

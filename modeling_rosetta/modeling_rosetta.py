@@ -32,23 +32,36 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, can_return_tuple, logging
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_blocks_rosetta import visible_blocks
 from .configuration_rosetta import RosettaConfig
 from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
-from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder
-from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, routing_losses
-from .positions_rosetta import clip_index, image_index, positions_in_sequence
+from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder, grid_sizes
+from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, next_tokens, routing_losses
+from .positions_rosetta import (
+    clip_index,
+    get_rope_index,
+    image_index,
+    packed_sequences,
+    places_of,
+    positions_in_sequence,
+)
 from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
 logger = logging.get_logger(__name__)
 
 # What transformers may give to any model, beside the parameters of `forward`.
-ARGUMENTS_OF_ALL_MODELS = ("num_items_in_batch", "output_hidden_states", "output_attentions", "cache_position")
+ARGUMENTS_OF_ALL_MODELS = (
+    "num_items_in_batch",
+    "output_hidden_states",
+    "output_attentions",
+    "output_router_logits",
+    "cache_position",
+)
 
 
 class RosettaRouter(nn.Module):
@@ -272,6 +285,15 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         return streams.merge(normed).view_as(hidden_states)
 
 
+class RosettaRouterLogits(nn.Module):
+    """Names the router logits of a layer. It stands after the layers, where they can be recorded with their gradient:
+    reentrant checkpointing runs the layers themselves without one."""
+
+    def forward(self, pools: list[str], router_logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The logits (T_pool, E) of each pool, by its name."""
+        return dict(zip(pools, router_logits, strict=True))
+
+
 class RosettaVisionModel(Qwen3VLVisionModel):
     # The library's list also names a decoder layer that this model does not have, which FSDP cannot find.
     _no_split_modules = ["Qwen3VLVisionBlock"]
@@ -293,7 +315,11 @@ class RosettaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # its kernels ignore the full attention inside images
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": RosettaDecoderLayer, "attentions": RosettaAttention}
+    _can_record_outputs = {
+        "router_logits": OutputRecorder(RosettaRouterLogits),
+        "hidden_states": RosettaDecoderLayer,
+        "attentions": RosettaAttention,
+    }
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         implementation = super().get_correct_experts_implementation(requested_experts)
@@ -342,11 +368,11 @@ class RosettaModelOutput(ModelOutput):
         feature_hidden_states (`dict[str, torch.Tensor]`): the same `(L, D)` for features of a user's own, by the name
             of their token type.
         past_key_values (`Cache`, *optional*)
-        router_logits: for each layer and pool, logits `(T_pool, E)`.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and the output of the last,
-            `(B, S, D)`, before the final norm.
+        router_logits (`tuple[dict[str, torch.Tensor]]`, *optional*): for each layer and pool, logits `(T_pool, E)`.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and `last_hidden_state`,
+            `(B, S, D)`; of layers that were not asked for, `None`.
         attentions (`tuple[torch.Tensor]`, *optional*): of each layer, `(B, H, S, K)`.
-        layout (`TokenLayout`): which tokens belong to which pool.
+        layout (`TokenLayout`, *optional*): beside router logits, which tokens belong to which pool.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -381,6 +407,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 self.timestep_embedder = TimestepEmbedder(config.hidden_size)
         self.feature_in = nn.ModuleDict({t["name"]: FeatureIn(config, t) for t in config.feature_types.values()})
         self.layers = nn.ModuleList([RosettaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.router_logits = RosettaRouterLogits()
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3VLTextRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -404,10 +431,67 @@ class RosettaModel(RosettaPreTrainedModel):
         if image_grid_thw is not None:
             grids[self.vision_type] = image_grid_thw[:, 1:] // self.config.vision_config.spatial_merge_size
         if latent_grid_hw is not None:
-            grids[self.latent_type] = latent_grid_hw
+            grids[self.latent_type] = torch.as_tensor(latent_grid_hw, device=self.device)
         return grids
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor, **kwargs):
+        """
+        What the ViT makes of images to understand.
+
+        Args:
+            pixel_values, image_grid_thw: as for Qwen3-VL.
+            kwargs: of the ViT, e.g. `output_hidden_states`.
+
+        Returns:
+            `BaseModelOutputWithDeepstackFeatures`: as in Qwen3-VL, `pooler_output` is the embeddings `(L_i, D)` of the
+            tokens of each image, `deepstack_features` for each of the first layers the same.
+
+        Raises:
+            ValueError: if no token type of this model embeds from `"pixel_values"`.
+        """
+        if self.vision_type is None:
+            raise ValueError("`pixel_values` was given, but no token type of this model embeds from it.")
+        output = self.visual(pixel_values, grid_thw=image_grid_thw, **{**kwargs, "return_dict": True})
+        sizes = (image_grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2).tolist()
+        output.pooler_output = output.pooler_output.split(sizes)
+        output.deepstack_features = [features.split(sizes) for features in output.deepstack_features]
+        return output
+
+    def get_rope_index(
+        self,
+        input_ids: torch.LongTensor,
+        token_type_ids: torch.LongTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        latent_grid_hw: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """
+        The M-RoPE positions that `forward` computes, for servers that give them.
+
+        Args:
+            input_ids, token_type_ids, image_grid_thw, latent_grid_hw, attention_mask: as for `forward`.
+            mm_token_type_ids (`torch.LongTensor` of shape `(B, S)`, *optional*): in place of `token_type_ids`, 1 at
+                the tokens of images to understand.
+
+        Returns:
+            The positions `(3, B, S)`, and by how much the position `(B, 1)` of the next token exceeds S, as in
+            Qwen3-VL.
+        """
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+            if mm_token_type_ids is not None:
+                token_type_ids = token_type_ids.masked_fill(mm_token_type_ids == 1, self.vision_type)
+        grids = self.image_grids(image_grid_thw, latent_grid_hw)
+        positions = get_rope_index(token_type_ids, grids, attention_mask)
+        reached = positions.amax(0)
+        length = torch.full_like(reached[:, :1], input_ids.shape[1])
+        if attention_mask is not None:
+            reached, length = reached.masked_fill(attention_mask == 0, -1), attention_mask.sum(-1, keepdim=True)
+        return positions, reached.amax(-1, keepdim=True) + 1 - length
+
+    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -439,20 +523,24 @@ class RosettaModel(RosettaPreTrainedModel):
             timesteps,
             attention_mask,
             sequence_ids,
+            position_ids,
             past_key_values,
         )
+        if sequence_ids is None and attention_mask is None and past_key_values is None and position_ids is not None:
+            sequence_ids = packed_sequences(position_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        type_of_all = 0 if token_type_ids is None else token_type_ids if isinstance(token_type_ids, int) else None
+        if type_of_all is not None:
+            token_type_ids = inputs_embeds.new_full(inputs_embeds.shape[:2], type_of_all, dtype=torch.long)
         token_types = token_type_ids.flatten()
 
         embeds = inputs_embeds.flatten(0, 1)
         vision_positions, deepstack_features = None, []
         if pixel_values is not None or ((self.training or self.runs_idle_parts) and self.vision_type is not None):
             features, deepstack_features = self._embed_images(pixel_values, image_grid_thw)
-            vision_positions = (token_types == self.vision_type).nonzero().squeeze(-1)
-            embeds = self._place(embeds, vision_positions, features, "pixel_values")
+            vision_positions = places_of(token_types == self.vision_type, len(features), "pixel_values")
+            embeds = self._place(embeds, vision_positions, features)
         latent_positions = None
         if noisy_latents is not None:
             embeds, latent_positions = self._place_latents(
@@ -463,24 +551,23 @@ class RosettaModel(RosettaPreTrainedModel):
 
         if use_cache and past_key_values is None and sequence_ids is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
-        past_length = cached_length(past_key_values)
         grids = self.image_grids(image_grid_thw, latent_grid_hw)
         if position_ids is None:
             position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask)
-        if past_key_values is not None:
+        if past_key_values is not None and not torch.compiler.is_compiling():
+            past_length = cached_length(past_key_values)
             keep_positions(past_key_values, past_length, position_ids.expand(3, *token_type_ids.shape), attention_mask)
         mask = self._attention_mask(
             hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
         )
         attention_blocks = visible_blocks(mask)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        layout = token_layout(self.config, token_types, shield_shared_expert)
+        layout = token_layout(self.config, token_types, type_of_all, shield_shared_expert)
 
         if self.gradient_checkpointing and self.training:
             hidden_states.requires_grad_()  # or reentrant checkpointing leaves all out that comes after it
-        router_logits = []
         for index, layer in enumerate(self.layers):
-            hidden_states, *logits = layer(
+            hidden_states, *router_logits = layer(
                 hidden_states,
                 deepstack_features[index] if index < len(deepstack_features) else None,
                 layout=layout,
@@ -491,7 +578,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            router_logits.append(dict(zip(self.config.pools, logits, strict=True)))
+            self.router_logits(self.config.pools, router_logits)
 
         return RosettaModelOutput(
             last_hidden_state=self.norm(hidden_states),
@@ -502,8 +589,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 name: hidden_states.flatten(0, 1)[positions] for name, positions in feature_positions.items()
             },
             past_key_values=past_key_values,
-            router_logits=tuple(router_logits),
-            layout=layout,
+            layout=layout if kwargs.get("output_router_logits", self.config.output_router_logits) else None,
         )
 
     def _check_arguments(self, arguments: dict):
@@ -528,6 +614,7 @@ class RosettaModel(RosettaPreTrainedModel):
         timesteps,
         attention_mask,
         sequence_ids,
+        position_ids,
         past_key_values,
     ):
         if (input_ids is None) == (inputs_embeds is None):
@@ -547,7 +634,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 if value is None:
                     raise ValueError(f"`{source}` needs `{name}` beside it, which is missing.")
         if noisy_latents is not None:
-            images, latents = len(latent_grid_hw), int(latent_grid_hw.prod(-1).sum())
+            images, latents = len(latent_grid_hw), sum(height * width for height, width in grid_sizes(latent_grid_hw))
             if tuple(noisy_latents.shape) != (latents, self.config.latent_channels):
                 raise ValueError(
                     f"`noisy_latents` must have shape ({latents}, {self.config.latent_channels}), as `latent_grid_hw` "
@@ -556,9 +643,16 @@ class RosettaModel(RosettaPreTrainedModel):
             if tuple(timesteps.shape) != (images,):
                 raise ValueError(f"`timesteps` must have shape ({images},), got {tuple(timesteps.shape)}.")
         tokens = tuple((inputs_embeds if input_ids is None else input_ids).shape[:2])
-        if token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
+        if isinstance(token_type_ids, int):
+            if not 0 <= token_type_ids < len(self.config.token_types):
+                raise ValueError(f"`token_type_ids` must be below {len(self.config.token_types)}, got {token_type_ids}.")
+        elif token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
             raise ValueError(f"`token_type_ids` must have shape {tokens}, got {tuple(token_type_ids.shape)}.")
-        past_length = cached_length(past_key_values)
+        if position_ids is not None:
+            shape = tuple(position_ids.shape)
+            if shape not in {(*axes, rows, tokens[1]) for axes in ((), (3,)) for rows in (1, tokens[0])}:
+                raise ValueError(f"`position_ids` must have shape {tokens} or {(3, *tokens)}, got {shape}.")
+        past_length = 0 if torch.compiler.is_compiling() else cached_length(past_key_values)
         if past_length > 0 and attention_mask is not None and attention_mask.ndim == 2:
             if attention_mask.shape[1] < past_length + tokens[1]:
                 raise ValueError(
@@ -592,13 +686,20 @@ class RosettaModel(RosettaPreTrainedModel):
         self, embeds, token_types, input_ids, noisy_latents, latent_grid_hw, timesteps
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts the embedded latents, and the time where there is a timestep token, into `embeds` (T, D)."""
-        positions = (token_types == self.latent_type).nonzero().squeeze(-1)
-        features = self.latent_in(noisy_latents.to(embeds.dtype), timesteps, latent_grid_hw.tolist())
-        time_positions = self._timestep_tokens(input_ids, embeds) if len(timesteps) else positions[:0]
-        embeds = self._place(embeds, positions, features, "noisy_latents")
-        if len(time_positions) > 0 or (self.training and self.timestep_embedder is not None):
-            times = timesteps if len(time_positions) else timesteps[:0]
-            embeds = self._place(embeds, time_positions, self.timestep_embedder(times, embeds.dtype), "timesteps")
+        features = self.latent_in(noisy_latents.to(embeds.dtype), timesteps, grid_sizes(latent_grid_hw))
+        positions = places_of(token_types == self.latent_type, len(features), "noisy_latents")
+        is_time = self._timestep_tokens(input_ids, embeds)
+        embeds = self._place(embeds, positions, features)
+        if self.timestep_embedder is None or is_time is None:
+            return embeds, positions
+        if torch.compiler.is_compiling():  # without knowing how many there are
+            times = self.timestep_embedder(timesteps, embeds.dtype)[(is_time.cumsum(0) - 1).clamp(0, len(timesteps) - 1)]
+            return torch.where(is_time[:, None], times, embeds), positions
+        given = len(timesteps) > 0 and bool(is_time.any())
+        if given or self.training:
+            times = self.timestep_embedder(timesteps if given else timesteps[:0], embeds.dtype)
+            time_positions = places_of(is_time & given, len(times), "timesteps")
+            embeds = self._place(embeds, time_positions, times)
         return embeds, positions
 
     def _place_features(
@@ -622,9 +723,9 @@ class RosettaModel(RosettaPreTrainedModel):
                 raise ValueError(
                     f"`{timesteps_key}` must have shape ({len(features)},), got {tuple(timesteps.shape)}."
                 )
-            places = (token_type_ids.flatten() == index).nonzero().squeeze(-1)
+            places = places_of(token_type_ids.flatten() == index, len(features), source)
             embedded = self.feature_in[token_type["name"]](features.to(embeds.dtype), timesteps)
-            embeds = self._place(embeds, places, embedded, source)
+            embeds = self._place(embeds, places, embedded)
             if self.config.is_generated(token_type):
                 positions[token_type["name"]] = places
                 if len(features) > 0:
@@ -632,22 +733,18 @@ class RosettaModel(RosettaPreTrainedModel):
         return embeds, positions, clips
 
     @staticmethod
-    def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor, source: str) -> torch.Tensor:
-        if len(positions) != len(features):
-            raise ValueError(
-                f"`{source}` gives {len(features)} embeddings, but the sequence has {len(positions)} places for them."
-            )
+    def _place(embeds: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         return embeds.index_copy(0, positions, features.to(embeds.dtype))
 
-    def _timestep_tokens(self, input_ids: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor:
-        """Where the timestep tokens stand among the T tokens: by their ids or, without ids, by their embeddings."""
+    def _timestep_tokens(self, input_ids: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor | None:
+        """Which of the T tokens are timestep tokens: by their ids or, without ids, by their embeddings."""
         token_id = self.config.timestep_token_id
         if token_id is None:
-            return torch.zeros(0, dtype=torch.long, device=embeds.device)
+            return None
         if input_ids is not None:
-            return (input_ids.flatten() == token_id).nonzero().squeeze(-1)
+            return input_ids.flatten() == token_id
         embedding = self.embed_tokens(torch.tensor(token_id, device=embeds.device))
-        return (embeds == embedding.to(embeds.dtype)).all(-1).nonzero().squeeze(-1)
+        return (embeds == embedding.to(embeds.dtype)).all(-1)
 
     def _attention_mask(
         self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips=()
@@ -693,7 +790,7 @@ class RosettaOutput(ModelOutput):
         capacity_rate (`dict[str, torch.Tensor]`, *optional*): for each pool, see `routing_losses`.
         past_key_values (`Cache`, *optional*)
         router_logits: on request; for each layer and pool, logits `(T_pool, E)`.
-        hidden_states: on request; the input of each layer and the output of the last.
+        hidden_states: on request; the input of each layer and the last hidden state.
         attentions: on request; of each layer, `(B, H, S, K)`.
     """
 
@@ -730,6 +827,14 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         )
         self.post_init()
 
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor, **kwargs):
+        """See [`RosettaModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
+
+    def get_rope_index(self, *args, **kwargs) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """See [`RosettaModel.get_rope_index`]."""
+        return self.model.get_rope_index(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -741,6 +846,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         noisy_latents: torch.Tensor | None = None,
@@ -760,18 +866,22 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         r"""
         Args:
             input_ids (`(B, S)`): placeholders at image positions.
-            token_type_ids (`(B, S)`): index into `config.token_types`; text where absent.
+            token_type_ids (`(B, S)`, or one `int` for all): index into `config.token_types`; text where absent.
             attention_mask (`(B, S)`): 1 real, 0 padding, and after `past_key_values` of what is cached, too; or a
                 boolean mask `(B, 1, S, S)`, used as it is.
             sequence_ids (`(B, S)`): packed sample number, -1 for padding; absent if a row holds one sample.
-            position_ids (`(3, B, S)`): M-RoPE positions; computed where absent.
+            position_ids (`(3, B, S)`, or `(B, S)` for text): M-RoPE positions; computed where absent. Without
+                `attention_mask`, `sequence_ids` and `past_key_values`, positions that start anew start a new sample,
+                as transformers' padding-free collators pack a row.
             past_key_values: a conversation so far, which goes on with new tokens alone, or with all tokens and an
                 `attention_mask` of them: what is cached is left out, images and features included.
             labels (`(B, S)`): text targets aligned with `input_ids`, -100 elsewhere.
+            shift_labels (`(B, S)`): in their place, text targets aligned with the logits, as for rows that are split
+                among devices.
             pixel_values, image_grid_thw: images to understand, as for Qwen3-VL.
             noisy_latents (`(L, C)`): tokens of all images to draw, normalised and patchified, row-major, in order.
             latents (`(L, C)`): in their place, clean images that are context, as the processor gives them.
-            latent_grid_hw (`(I, 2)`): their grids.
+            latent_grid_hw (`(I, 2)`): their grids; pairs of `int` for graphs that are compiled.
             timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
             velocity_labels (`(L, C)`): noise - data.
             shield_shared_expert (`bool`): detach the shared expert's output for all tokens that are not routed to the
@@ -794,7 +904,10 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             TypeError: if there is no such argument.
         """
         if output_router_logits is None:
-            output_router_logits = getattr(self.config, "output_router_logits", False)
+            output_router_logits = self.config.output_router_logits
+        targets = shift_labels
+        if labels is not None and targets is None:
+            targets = next_tokens(labels)
         if velocity_labels is not None and (noisy_latents is None or velocity_labels.shape != noisy_latents.shape):
             given = "missing" if noisy_latents is None else f"of shape {tuple(noisy_latents.shape)}"
             raise ValueError(
@@ -822,10 +935,10 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             "timesteps": timesteps,
             **kwargs,
         }
-        if holds_cached(inputs, attention_mask, past_key_values):
+        if not torch.compiler.is_compiling() and holds_cached(inputs, attention_mask, past_key_values):
             past_length = cached_length(past_key_values)
             inputs = new_part(self.config, inputs, past_length)
-            labels = None if labels is None else labels[:, past_length:]
+            targets = None if targets is None else targets[:, past_length:]
         if inputs["noisy_latents"] is None and self.training and self.model.latent_type is not None:
             # A batch that draws nothing still has the parameters of drawing in its graph.
             inputs["noisy_latents"] = velocity_labels = torch.zeros(0, self.config.latent_channels, device=self.device)
@@ -833,6 +946,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             inputs["timesteps"] = torch.zeros(0, device=self.device)
         latent_grid_hw, timesteps = inputs["latent_grid_hw"], inputs["timesteps"]
         feature_labels, feature_timesteps = self._take_feature_labels(inputs)
+        has_targets = targets is not None or velocity_labels is not None or len(feature_labels) > 0
         outputs = self.model(
             **inputs,
             attention_mask=attention_mask,
@@ -840,16 +954,17 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             past_key_values=past_key_values,
             shield_shared_expert=shield_shared_expert,
             use_cache=self.config.use_cache if use_cache is None else use_cache,
+            output_router_logits=output_router_logits or has_targets,
             return_dict=True,
         )
 
         logits = None
-        if logits_to_keep is not None or labels is None:
+        if logits_to_keep is not None or targets is None:
             keep = slice(-(logits_to_keep or 0), None) if not torch.is_tensor(logits_to_keep) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, keep])
         velocity = None
         if outputs.latent_hidden_states is not None:
-            velocity = self.latent_out(outputs.latent_hidden_states, timesteps, latent_grid_hw.tolist())
+            velocity = self.latent_out(outputs.latent_hidden_states, timesteps, grid_sizes(latent_grid_hw))
         feature_velocities = {
             name: self.feature_out[name](hidden_states, feature_timesteps[name])
             for name, hidden_states in outputs.feature_hidden_states.items()
@@ -857,16 +972,16 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
 
         loss = text_loss = flow_loss = aux_loss = capacity_rate = None
         feature_losses = {}
-        if labels is not None or velocity_labels is not None or feature_labels:
+        if has_targets:
             loss = 0.0
-            if labels is not None:
-                count = (labels[:, 1:] != -100).sum() if num_text_targets is None else num_text_targets
-                text_sum = cross_entropy_sum(outputs.last_hidden_state, self.lm_head.weight, labels)
+            if targets is not None:
+                count = (targets != -100).sum() if num_text_targets is None else num_text_targets
+                text_sum = cross_entropy_sum(outputs.last_hidden_state, self.lm_head.weight, targets)
                 text_loss = text_sum / _at_least_one(count)
                 loss = loss + text_loss
             if velocity_labels is not None:
                 count = len(latent_grid_hw) if num_latent_images is None else num_latent_images
-                flow_sum = flow_matching_sum(velocity, velocity_labels, latent_grid_hw)
+                flow_sum = flow_matching_sum(velocity, velocity_labels, torch.as_tensor(latent_grid_hw))
                 flow_loss = flow_sum / _at_least_one(count)
                 loss = loss + self.config.flow_loss_coef * flow_loss
             for name, feature_velocity in feature_velocities.items():
@@ -924,7 +1039,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                 real = sequence_ids >= 0
             elif attention_mask is not None and attention_mask.ndim == 2:
                 real = attention_mask.bool()
-        return dict(zip(self.config.pools, layout.pools.split(real.flatten()), strict=True))
+        return dict(zip(self.config.pools, layout.pools.split_mask(real.flatten()), strict=True))
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:

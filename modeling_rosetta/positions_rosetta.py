@@ -4,6 +4,21 @@ import torch
 import torch.nn.functional as F
 
 
+def places_of(of_source: torch.Tensor, number: int, source: str) -> torch.Tensor:
+    """
+    Where the `number` embeddings of a batch key `source` go among the T tokens: `of_source` (T,) is true there.
+
+    Raises:
+        ValueError: if there are not as many places; while a graph is compiled they cannot be counted.
+    """
+    if torch.compiler.is_compiling():
+        return torch.nonzero_static(of_source, size=number).squeeze(-1)
+    places = of_source.nonzero().squeeze(-1)
+    if len(places) != number:
+        raise ValueError(f"`{source}` gives {number} embeddings, but the sequence has {len(places)} places for them.")
+    return places
+
+
 def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image: torch.Tensor) -> torch.Tensor:
     """
     Number of the image that each token of one type belongs to.
@@ -17,9 +32,14 @@ def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image:
         `torch.LongTensor` of shape `(B, S)`: 0 to I - 1 at tokens of the type, -1 elsewhere.
 
     Raises:
-        ValueError: if the images do not have as many tokens as there are positions for them.
+        ValueError: if the images do not have as many tokens as there are positions for them; while a graph is
+            compiled they cannot be counted.
     """
     of_type = token_type_ids == token_type
+    if torch.compiler.is_compiling():  # which image a token is of is then read off the number of tokens before it
+        before = of_type.flatten().cumsum(0) - 1
+        image = torch.searchsorted(tokens_per_image.cumsum(0), before, right=True).view_as(of_type)
+        return torch.where(of_type, image, -1)
     images = torch.arange(len(tokens_per_image), device=token_type_ids.device)
     owners = images.repeat_interleave(tokens_per_image.to(token_type_ids.device))
     positions = int(of_type.sum())
@@ -77,16 +97,18 @@ def get_rope_index(
     advance = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask.to(token_type_ids.dtype)
     offsets = torch.zeros(3, *token_type_ids.shape, dtype=torch.long, device=token_type_ids.device)
     for token_type, grid_hw in image_grids.items():
-        height, width = grid_hw.to(token_type_ids.device).unbind(-1)
-        image = image_index(token_type_ids, token_type, height * width)
-        of_type = image >= 0
-        owner = image[of_type]
-        first = torch.cumsum(height * width, 0) - height * width
-        place = torch.arange(len(owner), device=owner.device) - first[owner]
-        last = place == (height * width)[owner] - 1
-        advance = advance.masked_scatter(of_type, torch.where(last, torch.maximum(height, width)[owner], 0))
-        offsets[1] = offsets[1].masked_scatter(of_type, place // width[owner])
-        offsets[2] = offsets[2].masked_scatter(of_type, place % width[owner])
+        sizes = grid_hw.to(token_type_ids.device).prod(-1)
+        image = image_index(token_type_ids, token_type, sizes)
+        if len(grid_hw) == 0:
+            continue
+        of_type, owner = image >= 0, image.clamp(min=0)
+        height, width = grid_hw.to(token_type_ids.device)[owner].unbind(-1)
+        number = of_type.flatten().cumsum(0).view_as(image) - 1
+        place = number - (sizes.cumsum(0) - sizes)[owner]
+        last = place == height * width - 1
+        advance = torch.where(of_type, torch.where(last, torch.maximum(height, width), 0), advance)
+        offsets[1] = torch.where(of_type, place // width, offsets[1])
+        offsets[2] = torch.where(of_type, place % width, offsets[2])
     start = advance.cumsum(-1) - advance
     return start + offsets
 
@@ -98,4 +120,25 @@ def positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
     return position - (position * starts).cummax(-1).values
 
 
-__all__ = ["clip_index", "get_rope_index", "image_index", "positions_in_sequence"]
+def packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """
+    Packed sample numbers that restarting positions tell, as transformers' padding-free collators give them.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(B, S)` or `(3, B, S)`): a sample of the first kind, text, ends
+            where a position does not follow the one before it; one of the second where time goes back, or all three
+            are at 0 again.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, S)`, or `None` if each row is one sample.
+    """
+    if position_ids.ndim == 2:
+        starts = position_ids.diff(dim=-1) != 1
+    else:
+        starts = (position_ids[0].diff(dim=-1) < 0) | (position_ids[..., 1:] == 0).all(0)
+    if not torch.compiler.is_compiling() and not starts.any():
+        return None
+    return F.pad(starts.cumsum(-1), (1, 0))
+
+
+__all__ = ["clip_index", "get_rope_index", "image_index", "packed_sequences", "places_of", "positions_in_sequence"]

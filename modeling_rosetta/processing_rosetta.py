@@ -460,6 +460,11 @@ class RosettaProcessor(ProcessorMixin):
         tokens = [count // self.image_processor.merge_size**2 for count in patches]
         return MultiModalData(num_image_tokens=tokens, num_image_patches=patches)
 
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """What the placeholder of an image to understand becomes, for servers that expand the text themselves."""
+        patches = int(math.prod(image_inputs["image_grid_thw"][image_idx]))
+        return self.image_token * (patches // self.image_processor.merge_size**2)
+
     def _template(self, name_or_template: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         name_or_template = name_or_template or "default"

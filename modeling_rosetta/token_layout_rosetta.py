@@ -13,24 +13,55 @@ class TokenGroups:
     Args:
         group_of_type (`list[int]`): the group of each token type.
         token_types (`torch.LongTensor` of shape `(T,)`)
+        sizes_of_type (`list[int]`, *optional*): how many tokens there are of each type. While a graph is compiled they
+            may not be known: then each group gets all tokens, and of what it makes of them its own are taken.
     """
 
-    def __init__(self, group_of_type: list[int], token_types: torch.Tensor):
+    def __init__(self, group_of_type: list[int], token_types: torch.Tensor, sizes_of_type: list[int] | None):
         num_groups = max(group_of_type) + 1
-        self.order = None
-        if num_groups > 1:
+        self.all_in = 0 if num_groups == 1 else None  # the one group that all tokens are in
+        self.is_of_group: list[torch.Tensor] | None = None
+        if sizes_of_type is not None:
+            self.sizes = [0] * num_groups
+            for group, size in zip(group_of_type, sizes_of_type, strict=True):
+                self.sizes[group] += size
+            if max(self.sizes) == sum(self.sizes):
+                self.all_in = self.sizes.index(max(self.sizes))
+        if self.all_in is None:
             groups = torch.tensor(group_of_type, device=token_types.device)[token_types]
-            self.order = groups.argsort(stable=True)
-            self.inverse = self.order.argsort()
-            self.sizes = torch.bincount(groups, minlength=num_groups).tolist()
+            if sizes_of_type is None:
+                self.is_of_group = [groups == group for group in range(num_groups)]
+            else:
+                self.order = groups.argsort(stable=True)
+                self.inverse = self.order.argsort()
+        self.num_groups = num_groups
 
     def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(T, ...) to one tensor (T_group, ...) a group."""
-        return (tokens,) if self.order is None else tokens.index_select(0, self.order).split(self.sizes)
+        if self.all_in is not None:
+            return tuple(tokens if group == self.all_in else tokens[:0] for group in range(self.num_groups))
+        if self.is_of_group is not None:
+            return (tokens,) * self.num_groups
+        return tokens.index_select(0, self.order).split(self.sizes)
 
     def merge(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """One tensor (T_group, ...) a group back to (T, ...)."""
-        return parts[0] if self.order is None else torch.cat(parts).index_select(0, self.inverse)
+        if self.all_in is not None:
+            # With gradients the parameters of groups without tokens stay in the graph.
+            return torch.cat(parts) if len(parts) > 1 and torch.is_grad_enabled() else parts[self.all_in]
+        if self.is_of_group is not None:
+            merged = parts[0]
+            for is_of_group, part in zip(self.is_of_group[1:], parts[1:], strict=True):
+                merged = torch.where(is_of_group.view(-1, *[1] * (part.ndim - 1)), part, merged)
+            return merged
+        return torch.cat(parts).index_select(0, self.inverse)
+
+    def split_mask(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A boolean mask (T,) as one (T_group,) a group, false at tokens that a group gets though they are another's."""
+        parts = self.split(mask)
+        if self.is_of_group is None:
+            return parts
+        return tuple(part & is_of_group for part, is_of_group in zip(parts, self.is_of_group, strict=True))
 
 
 @dataclass
@@ -44,9 +75,26 @@ class TokenLayout:
     shielded: torch.Tensor | None = None
 
 
-def token_layout(config: RosettaConfig, token_types: torch.Tensor, shield_shared_expert: bool) -> TokenLayout:
-    """Reads the layout of `token_types` (T,) off the configuration."""
+def token_layout(
+    config: RosettaConfig, token_types: torch.Tensor, type_of_all: int | None, shield_shared_expert: bool
+) -> TokenLayout:
+    """
+    Reads the layout of `token_types` (T,) off the configuration.
+
+    Args:
+        type_of_all (`int`, *optional*): their type, if they are known to be all of one.
+
+    Raises:
+        ValueError: if there is no such token type.
+    """
     types = config.token_types
+    sizes = None
+    if type_of_all is not None:
+        sizes = [len(token_types) if index == type_of_all else 0 for index in range(len(types))]
+    elif not torch.compiler.is_compiling():
+        sizes = torch.bincount(token_types, minlength=len(types)).tolist()
+        if len(sizes) > len(types):
+            raise ValueError(f"`token_type_ids` must be below {len(types)}, got {len(sizes) - 1}.")
     shared_experts = [*config.shared_experts, None]
     shielded = None
     if shield_shared_expert:
@@ -55,9 +103,9 @@ def token_layout(config: RosettaConfig, token_types: torch.Tensor, shield_shared
         shields = [t["expert_pool"] != pool and t["shared_expert"] == expert for t in types]
         shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
     return TokenLayout(
-        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types),
-        streams=TokenGroups([config.attention_streams.index(t["attention_stream"]) for t in types], token_types),
-        shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types),
+        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types, sizes),
+        streams=TokenGroups([config.attention_streams.index(t["attention_stream"]) for t in types], token_types, sizes),
+        shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types, sizes),
         shielded=shielded,
     )
 

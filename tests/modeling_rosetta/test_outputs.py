@@ -5,18 +5,22 @@ import weakref
 import pytest
 import torch
 
-from tests.conftest import tiny_model
+from tests.conftest import sample, tiny_model
 from tests.modeling_rosetta.test_generation import prompt
 
 
 LAYERS = 3
 
 
-@pytest.fixture(scope="module")
-def eager():
+def eager_model():
     model = tiny_model()
     model.set_attn_implementation("eager")
     return model
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return eager_model()
 
 
 @torch.no_grad()
@@ -30,12 +34,54 @@ def test_attentions_are_the_weights_of_eager_attention(eager):
     assert len(eager.model(**inputs, output_attentions=True).attentions) == LAYERS
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
-def test_generate_returns_attentions_and_hidden_states(eager, how):
-    asked = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
-    output = eager.generate(**prompt("tut"), max_new_tokens=3, do_sample=False, pad_token_id=0, **asked, **how)
-    for steps, number in ((output.attentions, LAYERS), (output.hidden_states, LAYERS + 1)):
-        assert len(steps) == 3 and all(len(step) == number for step in steps)
+WAYS = {
+    "greedy": {},
+    "uncached": {"use_cache": False},
+    "sample": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 2, "num_return_sequences": 2},
+    "sampled beams": {"num_beams": 2, "do_sample": True},
+    "lookup": {"prompt_lookup_num_tokens": 2},
+    "assistant": {"assistant_model": eager_model()},
+}
+
+
+@pytest.mark.parametrize("kinds", ["t", "tut", "tgt"])
+@pytest.mark.parametrize("way", WAYS)
+def test_generate_returns_all_that_is_asked_of_it(eager, way, kinds):
+    inputs, asked = prompt(kinds), ("attentions", "hidden_states", "scores", "logits")
+    how = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 115, "return_dict_in_generate": True}
+    output = eager.generate(**inputs, **{**how, **WAYS[way]}, **{f"output_{name}": True for name in asked})
+    rows = 2 if way in ("sample", "beams", "sampled beams") else 1
+    length = inputs["input_ids"].shape[1]
+    assert len(output.attentions) == len(output.hidden_states) == len(output.scores) == len(output.logits) == 3
+    for step, (attentions, states, logits) in enumerate(
+        zip(output.attentions, output.hidden_states, output.logits, strict=True)
+    ):
+        new = length + step if way == "uncached" or step == 0 else 1
+        assert [tuple(a.shape) for a in attentions] == [(rows, 4, new, length + step)] * LAYERS
+        assert [tuple(s.shape) for s in states] == [(rows, new, 32)] * (LAYERS + 1)
+        assert logits.shape == output.scores[step].shape == (rows, 120)
+        if way not in ("lookup", "assistant"):  # whose first tokens after the prompt transformers gives its states
+            torch.testing.assert_close(eager.lm_head(states[-1][:, -1]), logits)
+    assert (output.past_key_values is None) == (way == "uncached")
+    assert len(output.sequences) == (1 if way == "sampled beams" else rows)
+
+
+def test_hidden_states_and_attentions_keep_their_gradients(eager):
+    output = eager(**prompt("tut"), output_hidden_states=True, output_attentions=True)
+    for kept in (output.hidden_states[0], output.attentions[0]):
+        kept.retain_grad()
+    output.logits[0, -1, 7].backward()
+    assert output.hidden_states[0].grad.any() and output.attentions[0].grad.any()
+    eager.zero_grad()
+
+
+@torch.no_grad()
+def test_hidden_states_of_chosen_layers(rosetta):
+    every = rosetta(**prompt("tut"), output_hidden_states=True).hidden_states
+    chosen = rosetta(**prompt("tut"), output_hidden_states=[0, LAYERS]).hidden_states
+    assert [state is None for state in chosen] == [False, True, True, False]
+    assert torch.equal(chosen[0], every[0]) and torch.equal(chosen[-1], every[-1])
 
 
 def test_attentions_of_other_implementations_are_refused(rosetta):
@@ -50,25 +96,40 @@ def test_attentions_of_other_implementations_are_refused(rosetta):
 
 
 @torch.no_grad()
-def test_hidden_states_are_each_layers_input_and_the_last_output(rosetta):
+def test_hidden_states_are_each_layers_input_and_the_last_hidden_state(rosetta):
     inputs, layers = prompt("tut"), []
     for layer in rosetta.model.layers:
         layer.register_forward_pre_hook(lambda _, args: layers.append(args[0]))
     output = rosetta(**inputs, output_hidden_states=True)
     assert len(output.hidden_states) == LAYERS + 1
     assert all(torch.equal(a, b) for a, b in zip(output.hidden_states[:-1], layers, strict=True))
-    torch.testing.assert_close(
-        rosetta.lm_head(rosetta.model.norm(output.hidden_states[-1])), output.logits, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(rosetta.lm_head(output.hidden_states[-1]), output.logits)
     rosetta.config.output_hidden_states = True
     assert len(rosetta(**inputs).hidden_states) == LAYERS + 1
 
 
 @torch.no_grad()
-def test_router_logits_are_returned_if_the_configuration_says_so(rosetta):
-    assert rosetta(**prompt("t")).router_logits is None
-    rosetta.config.output_router_logits = True
-    assert len(rosetta(**prompt("t")).router_logits) == LAYERS
+def test_router_logits_are_returned_if_the_call_or_else_the_configuration_says_so(rosetta):
+    batch = prompt("tug")
+    asked = rosetta(**batch, output_router_logits=True).router_logits
+    for model in (rosetta, rosetta.model):
+        assert model(**batch).router_logits is None
+        model.config.output_router_logits = True
+        assert [list(layer) for layer in model(**batch).router_logits] == [["text", "vit", "vae"]] * LAYERS
+        assert torch.equal(model(**batch).router_logits[1]["vae"], asked[1]["vae"])
+        assert model(**batch, output_router_logits=False).router_logits is None
+        assert rosetta(**sample("tug"), output_router_logits=False).router_logits is None
+        model.config.output_router_logits = False
+    assert rosetta(**sample("tug")).aux_loss > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_router_logits_keep_their_gradients(rosetta, use_reentrant):
+    rosetta.train().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    logits = rosetta(**sample("tug"), output_router_logits=True).router_logits
+    sum(layer["text"].square().sum() for layer in logits).backward()
+    assert all(layer.mlp.pools["text"].router.weight.grad.any() for layer in rosetta.model.layers)
 
 
 @torch.no_grad()

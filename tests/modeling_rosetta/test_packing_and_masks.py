@@ -6,6 +6,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_rosetta import attention_blocks_rosetta
 from modeling_rosetta.attention_blocks_rosetta import visible_blocks
+from modeling_rosetta.positions_rosetta import get_rope_index
 from tests.conftest import TEXT, pack, sample
 
 
@@ -22,6 +23,40 @@ def test_packed_row_equals_its_samples_one_by_one(model):
     torch.testing.assert_close(packed.logits[:, :length], torch.cat([o.logits for o in apart], 1), rtol=0, atol=3e-5)
     velocity = torch.cat([o.velocity for o in apart if o.velocity is not None])
     torch.testing.assert_close(packed.velocity, velocity, rtol=0, atol=3e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_positions_that_start_anew_pack_a_row_of_text(model, attention):
+    """As `DataCollatorWithFlattening` gives it; a sample of one token ends, too."""
+    model.set_attn_implementation(attention)
+    samples = [torch.randint(0, 110, (1, length)) for length in (5, 1, 1, 4)]
+    positions = torch.cat([torch.arange(s.shape[1]) for s in samples])[None]
+    together = model(torch.cat(samples, dim=1), position_ids=positions)
+    padded, real = torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 5, dtype=torch.long)
+    for row, mask, s in zip(padded, real, samples, strict=True):
+        row[-s.shape[1] :], mask[-s.shape[1] :] = s[0], 1
+    apart = model(padded, attention_mask=real).logits[real.bool()]
+    torch.testing.assert_close(together.logits[0], apart, rtol=0, atol=3e-5)
+    assert together.past_key_values is None  # it would not know which sample goes on
+    assert model(samples[0], position_ids=torch.arange(5)[None]).past_key_values.get_seq_length() == 5
+
+
+@torch.no_grad()
+def test_positions_that_start_anew_pack_a_row_with_images(model):
+    packed = pack([sample("ut", 1), sample("gt", 2), sample("t", 3)])
+    grids = model.model.image_grids(packed["image_grid_thw"], packed["latent_grid_hw"])
+    whole = get_rope_index(packed["token_type_ids"], grids)
+    starts = [(packed["sequence_ids"][0] == number).nonzero()[0, 0] for number in range(3)]
+    positions = torch.cat(
+        [whole[..., a:b] - whole[0, 0, a] for a, b in zip(starts, [*starts[1:], None], strict=True)], -1
+    )
+    expected = outputs(model, packed)
+    by_positions = outputs(model, {**packed, "sequence_ids": None, "position_ids": positions})
+    torch.testing.assert_close(by_positions.velocity, expected.velocity, rtol=0, atol=3e-5)
+    assert not torch.allclose(by_positions.logits, expected.logits)  # whose positions go on from sample to sample
+    expected = outputs(model, {**packed, "position_ids": positions})
+    torch.testing.assert_close(by_positions.logits, expected.logits, rtol=0, atol=1e-5)
 
 
 def test_packed_losses_are_those_of_all_targets(rosetta):

@@ -140,6 +140,19 @@ def test_keys_that_are_asked_for(processor):
     assert processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] == [4, 8]
 
 
+def test_servers_expand_the_placeholders_of_images_themselves(processor):
+    """As vLLM's transformers backend does, with what `ProcessorMixin` has for it."""
+    images, text = [image(64), image(128)], f"a{SLOT}b{SLOT}"
+    inputs, replacements = processor._process_images(images, return_tensors="pt")
+    expanded, offsets = processor.get_text_with_replacements([text], replacements)
+    batch = processor(text=text, images=images, return_mm_token_type_ids=True)
+    assert processor._tokenize(expanded, marked=False, with_places=False)[0] == batch["input_ids"]
+    assert processor.create_mm_token_type_ids(batch["input_ids"]) == batch["mm_token_type_ids"]
+    assert torch.equal(inputs["pixel_values"], torch.tensor(np.array(batch["pixel_values"])))
+    counts = [len(offset["replacement"]) // len(processor.image_token) for offset in offsets[0]]
+    assert counts == processor._get_num_multimodal_tokens(image_sizes=[(64, 64), (128, 128)])["num_image_tokens"]
+
+
 def test_defaults_of_the_tokenizer_do_not_reach_training_and_drawing(make_processor, tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path)
     cut = type(tiny_tokenizer).from_pretrained(tmp_path, max_length=3, padding="max_length")
