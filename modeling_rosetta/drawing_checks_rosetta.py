@@ -1,23 +1,32 @@
 """What a call of the pipeline must be given."""
 
+import reprlib
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 
 from .flow_scheduler_rosetta import check_scheduler
+from .guidance_rosetta import check_guidance
+from .prompts_rosetta import NO_OTHERS, encoded_size
 
 
 def check_inputs(
     pipe,
     prompt,
+    negative_prompt,
+    encoded,
     num_inference_steps,
     sigmas,
-    guidance_scale,
+    timesteps,
+    guidance,
+    step_cache_threshold,
     num_images_per_prompt,
     generator,
     latents,
+    system_prompt,
     output_type,
+    attention_kwargs,
     callback_on_step_end,
     callback_on_step_end_tensor_inputs,
     max_sequence_length,
@@ -30,21 +39,34 @@ def check_inputs(
         names = [token_type["name"] for token_type in pipe.transformer.config.token_types]
         raise ValueError(f"`transformer` must have a token type that is drawn (`noisy_latents`), got {names}.")
     check_scheduler(pipe.scheduler)
-    if not isinstance(prompt, (str, list, tuple)) or len(prompt) == 0 and not isinstance(prompt, str):
-        raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
+    num_prompts = _check_prompts(pipe, prompt, negative_prompt, encoded, guidance[0])
+    if system_prompt is not None and not isinstance(system_prompt, str):
+        raise ValueError(f"`system_prompt` must be a string, got {system_prompt!r}.")
     counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
     for name, value in {**counts, "max_sequence_length": max_sequence_length}.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    if sigmas is not None:
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("Only one of `sigmas` and `timesteps` can be given.")
+    for name, times, first in (
+        ("sigmas", sigmas, 1),
+        ("timesteps", timesteps, pipe.scheduler.config.get("num_train_timesteps")),
+    ):
+        if times is None:
+            continue
         try:
-            steps = np.asarray([*map(float, sigmas), 0.0])
+            steps = np.asarray([*map(float, times), 0.0])
         except (TypeError, ValueError):
-            raise ValueError(f"`sigmas` must be a list of numbers, got {sigmas!r}.") from None
-        if len(steps) == 1 or steps[0] > 1 or not (np.diff(steps) < 0).all():
-            raise ValueError(f"`sigmas` must fall from at most 1 and stay above 0, got {sigmas}.")
-    if not isinstance(guidance_scale, Real) or not np.isfinite(guidance_scale):
-        raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
+            raise ValueError(f"`{name}` must be a list of numbers, got {reprlib.repr(times)}.") from None
+        if len(steps) == 1 or steps[0] > first or not (np.diff(steps) < 0).all():
+            raise ValueError(f"`{name}` must fall from at most {first} and stay above 0, got {reprlib.repr(times)}.")
+    check_guidance(*guidance)
+    is_number = isinstance(step_cache_threshold, Real) and not isinstance(step_cache_threshold, bool)
+    if not is_number or not 0 <= step_cache_threshold < np.inf:
+        raise ValueError(f"`step_cache_threshold` must be a number of at least 0, got {step_cache_threshold!r}.")
+    scale = (attention_kwargs or {}).get("scale", 1.0) if isinstance(attention_kwargs, dict | None) else None
+    if not isinstance(scale, Real) or set(attention_kwargs or ()) - {"scale"}:
+        raise ValueError(f"`attention_kwargs` may hold a number, 'scale', of LoRA adapters, got {attention_kwargs!r}.")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
     if output_type != "latent" and pipe.vae is None:
@@ -57,7 +79,7 @@ def check_inputs(
             f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got "
             f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
         )
-    num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
+    num_images = num_images_per_prompt * num_prompts
     generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)
     if not all(isinstance(one, torch.Generator) for one in generators):
         raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
@@ -69,6 +91,36 @@ def check_inputs(
         raise ValueError(f"`latents` must be a tensor, got {type(latents).__name__}.")
     if pipe.transformer.training:
         raise ValueError("`transformer` is in training mode: call `pipe.transformer.eval()`.")
+
+
+def _check_prompts(pipe, prompt, negative_prompt, encoded, guidance_scale) -> int:
+    """How many prompts there are, in words or encoded."""
+    (embeds, _), (negative_embeds, _) = encoded
+    if (prompt is None) == (embeds is None):
+        raise ValueError("Exactly one of `prompt` and `prompt_embeds` must be given.")
+    if negative_prompt is not None and negative_embeds is not None:
+        raise ValueError("Only one of `negative_prompt` and `negative_prompt_embeds` can be given.")
+    if prompt is not None and (not isinstance(prompt, str | list | tuple) or prompt in ([], ())):
+        raise ValueError(f"`prompt` must be a string or a list of strings that is not empty, got {prompt!r}.")
+    size = encoded_size(pipe.transformer.config)
+    for name, (given, mask) in zip(("prompt_embeds", "negative_prompt_embeds"), encoded, strict=True):
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        if given is not None and (len(shape) != 3 or shape[-1] != size or 0 in shape):
+            raise ValueError(f"`{name}` must be a tensor (N, P, {size}) from `encode_prompt`, got {shape}.")
+        if (given is None) != (mask is None):
+            raise ValueError(f"`{name}` and `{name}_mask` go together, as `encode_prompt` returns them.")
+        if given is not None and (not isinstance(mask, torch.Tensor) or mask.shape != given.shape[:2]):
+            raise ValueError(f"`{name}_mask` must be a tensor of shape {shape[:2]}, got {reprlib.repr(mask)}.")
+    num_prompts = 1 if isinstance(prompt, str) else len(prompt if embeds is None else embeds)
+    if negative_embeds is not None and len(negative_embeds) != num_prompts:
+        raise ValueError(
+            f"`negative_prompt_embeds` must have one entry for each of the {num_prompts} prompts, got "
+            f"{len(negative_embeds)}."
+        )
+    is_guided = isinstance(guidance_scale, Real) and guidance_scale > 1
+    if embeds is not None and is_guided and negative_embeds is None and negative_prompt is None:
+        raise ValueError(NO_OTHERS)
+    return num_prompts
 
 
 __all__ = ["check_inputs"]

@@ -1,9 +1,7 @@
 """Prompt in, image out: Rosetta as a diffusers pipeline."""
 
-import functools
 import os
 import sys
-import threading
 from collections.abc import Callable
 from inspect import signature
 from types import ModuleType
@@ -14,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 # name it cannot run such imports, so they stand here or in methods.
 if TYPE_CHECKING:
     from .modeling_rosetta import RosettaForCausalLMAndImageGeneration  # noqa: F401
+    from .positions_rosetta import get_rope_index  # noqa: F401
     from .processing_rosetta import RosettaProcessor  # noqa: F401
 
 # To check a component that is passed to `from_pretrained`, diffusers looks in here for the class that model_index.json
@@ -30,37 +30,8 @@ declared = sys.modules["repository_rosetta"] = ModuleType("repository_rosetta")
 declared.RootModel = declared.PreTrainedModel = PreTrainedModel
 declared.RootProcessor = declared.ProcessorMixin = ProcessorMixin
 
-PUBLISHING = (
-    "Save the pipeline with `save_pretrained(folder)`, then publish the folder, checked and with its card, by "
-    "`python -m hub_upload push folder --repo-id name/model`, or as it is by `hf upload name/model folder`."
-)
-_drawing = set()  # the schedulers that are in use, by id
-_drawing_lock = threading.Lock()
 
-
-def _one_at_a_time(call: Callable) -> Callable:
-    """A scheduler keeps the state of one drawing: a second one with it is refused while the first goes on."""
-
-    @functools.wraps(call)
-    def alone(pipe, *args, **kwargs):
-        scheduler = id(pipe.scheduler)
-        with _drawing_lock:
-            if scheduler in _drawing:
-                raise RuntimeError(
-                    "This pipeline's scheduler is in use by a drawing that has not ended: give each thread a pipeline "
-                    "of the same components with a scheduler of its own, `type(pipe)(**{**pipe.components, "
-                    '"scheduler": pipe.scheduler.from_config(pipe.scheduler.config)})`.'
-                )
-            _drawing.add(scheduler)
-        try:
-            return call(pipe, *args, **kwargs)
-        finally:
-            _drawing.discard(scheduler)
-
-    return alone
-
-
-class RosettaPipeline(DiffusionPipeline):
+class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
     Draws images with [`RosettaForCausalLMAndImageGeneration`] by flow matching (paper, 3.3): the prompt's keys and
     values are computed once, then every step predicts the velocity of the images alone.
@@ -80,8 +51,9 @@ class RosettaPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
     _optional_components = ["transformer", "vae"]
+    _lora_loadable_modules = ["transformer"]
 
     def __init__(
         self,
@@ -120,6 +92,15 @@ class RosettaPipeline(DiffusionPipeline):
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale > 1
 
+    def is_guided_at(self, sigma: float) -> bool:
+        """Whether a step at this time has guidance."""
+        first, last = self._guidance_interval
+        return self.do_classifier_free_guidance and first <= sigma <= last
+
+    @property
+    def attention_kwargs(self) -> dict | None:
+        return self._attention_kwargs
+
     @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
@@ -132,78 +113,76 @@ class RosettaPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def check_inputs(self, *arguments):
+    def check_inputs(self, **arguments):
         """Raises a `ValueError` that names the argument: see [`~drawing_checks_rosetta.check_inputs`]."""
         from .drawing_checks_rosetta import check_inputs
 
-        check_inputs(self, *arguments)
+        check_inputs(self, **arguments)
 
-    def set_times(self, num_inference_steps: int, sigmas, num_tokens: int, device: torch.device):
+    def set_times(self, num_inference_steps: int, sigmas, timesteps, num_tokens: int, device: torch.device):
         """Sets the scheduler's times; an image has `num_tokens`. See [`~flow_scheduler_rosetta.set_times`]."""
         from .flow_scheduler_rosetta import set_times
 
-        set_times(self.scheduler, num_inference_steps, sigmas, num_tokens, device)
+        set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
-    def _lay_out(self, prompt, negative_prompt, height, width, max_sequence_length: int) -> dict[str, torch.Tensor]:
-        """The rows of the processor, on the device that the pipeline runs on."""
-        rows = self.processor.draw_prompt(
-            prompt, height, width, negative_prompt, do_classifier_free_guidance=self.do_classifier_free_guidance
-        ).to(self._execution_device)
-        prompt_length = self._image_columns(rows)[0]
-        if prompt_length > max_sequence_length:
-            raise ValueError(
-                f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
-                f"(`max_sequence_length`), got {prompt_length}."
-            )
-        return rows
-
-    def encode_prompt(self, rows: dict[str, torch.Tensor], num_images_per_prompt: int) -> dict:
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        system_prompt: str | None = None,
+        max_sequence_length: int = 512,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
-        Runs the transformer over all that comes before the images, once.
+        What the transformer makes of prompts, to be kept and given to calls in their place: needs neither `vae` nor
+        `scheduler`. The size of the image comes later.
 
         Args:
-            rows (`dict`): from the processor, R rows.
-            num_images_per_prompt (`int`): how often each row is repeated.
+            prompt, negative_prompt, system_prompt, max_sequence_length: as in the call.
+            do_classifier_free_guidance (`bool`, defaults to `True`): whether to return the negative ones.
 
         Returns:
-            `dict`: what every step gives to the transformer: the tokens from the first that depends on the time to
-            the last of the image, and the keys and values of those before them.
+            `tuple`: `prompt_embeds` `(N, P, 2 * layers * heads * head_dim)`, the keys and values of all layers for
+            each of P tokens, and `prompt_embeds_mask` `(N, P)`, 0 for padding; then `negative_prompt_embeds` and
+            `negative_prompt_embeds_mask`, or `None` twice.
         """
-        from .positions_rosetta import get_rope_index
+        prompts = self._lay_out(prompt, negative_prompt, None, None, system_prompt, max_sequence_length)
+        prompt_embeds, prompt_embeds_mask, *others = [
+            tensor for encoded in prompts.encode(do_classifier_free_guidance) for tensor in encoded
+        ]
+        negative_prompt_embeds, negative_prompt_embeds_mask = others or (None, None)
+        return prompt_embeds, prompt_embeds_mask, negative_prompt_embeds, negative_prompt_embeds_mask
 
-        latent_type = self.transformer.config.token_type_index("noisy_latents")
-        position_ids = get_rope_index(
-            rows["token_type_ids"], {latent_type: rows["latent_grid_hw"]}, rows["attention_mask"]
-        )
-        start, end = self._image_columns(rows)
-        cache = self.transformer(
-            input_ids=rows["input_ids"][:, :start],
-            token_type_ids=rows["token_type_ids"][:, :start],
-            attention_mask=rows["attention_mask"][:, :start],
-            position_ids=position_ids[..., :start],
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        cache.batch_repeat_interleave(num_images_per_prompt)
-        inputs = {
-            "input_ids": rows["input_ids"][:, start:end],
-            "token_type_ids": rows["token_type_ids"][:, start:end],
-            "attention_mask": rows["attention_mask"][:, :end],
-            "position_ids": position_ids[..., start:end].transpose(0, 1),
-            "latent_grid_hw": rows["latent_grid_hw"],
-        }
-        inputs = {key: value.repeat_interleave(num_images_per_prompt, dim=0) for key, value in inputs.items()}
-        return {**inputs, "position_ids": inputs["position_ids"].transpose(0, 1), "past_key_values": cache}
+    def _lay_out(
+        self,
+        prompt,
+        negative_prompt,
+        height,
+        width,
+        system_prompt,
+        max_sequence_length,
+        encoded=(None, None),
+        num_images_per_prompt=1,
+    ):
+        """The [`~prompts_rosetta.Prompts`] of a drawing, on the device that the pipeline runs on."""
+        from .prompts_rosetta import Prompts, image_columns, rows_of_encoded
 
-    def _image_columns(self, rows: dict[str, torch.Tensor]) -> tuple[int, int]:
-        """Where the tokens that change from step to step start and end: padding on the left puts all in one place."""
-        config = self.transformer.config
-        changing = rows["token_type_ids"][0] == config.token_type_index("noisy_latents")
-        if config.timestep_token_id is not None:
-            changing |= rows["input_ids"][0] == config.timestep_token_id
-        columns = changing.nonzero().flatten().tolist()
-        return columns[0], columns[-1] + 1
+        processor, config = self.processor, self.transformer.config
+        start, texts = processor.vision_start_token_id, prompt if encoded[0] is None else [""] * len(encoded[0][0])
+        rows = processor.draw_prompt(texts, height, width, negative_prompt, system_prompt=system_prompt)
+        length = image_columns(rows, config, start)[1]
+        if length > max_sequence_length:
+            raise ValueError(
+                f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
+                f"(`max_sequence_length`), got {length}."
+            )
+        has_others = encoded[0] is None or encoded[1] is not None or negative_prompt is not None
+        if encoded != (None, None):
+            rows, encoded = rows_of_encoded(rows, encoded, config, start, processor.tokenizer.pad_token_id)
+        rows = {key: value.to(self._execution_device) for key, value in rows.items()}
+        return Prompts(self.transformer, rows, start, num_images_per_prompt, encoded, has_others)
 
     def prepare_latents(
         self,
@@ -223,6 +202,8 @@ class RosettaPipeline(DiffusionPipeline):
 
     def predict_velocity(self, latents: torch.Tensor, sigma: torch.Tensor, prompt_inputs: dict) -> torch.Tensor:
         """Noise - data of `latents` `(N, C, h, w)` at `sigma` in [0, 1], with guidance; `(N, C, h, w)` in fp32."""
+        from .guidance_rosetta import guided
+
         tokens = latents.flatten(2).transpose(1, 2)
         num_rows = len(prompt_inputs["input_ids"])
         velocity = self.transformer(
@@ -238,24 +219,34 @@ class RosettaPipeline(DiffusionPipeline):
         conditional, unconditional = velocity[: len(latents)], velocity[len(latents) :]
         if len(unconditional) == 0:
             return conditional
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return guided(conditional, unconditional, self._guidance_scale, self._guidance_rescale, self._use_zero_star)
 
-    @_one_at_a_time
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         sigmas: list[float] | None = None,
+        timesteps: list[float] | None = None,
         guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        use_zero_star: bool = False,
+        step_cache_threshold: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds_mask: torch.Tensor | None = None,
+        system_prompt: str | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        attention_kwargs: dict | None = None,
         callback_on_step_end: Callable[["RosettaPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         max_sequence_length: int = 512,
@@ -264,24 +255,38 @@ class RosettaPipeline(DiffusionPipeline):
         Args:
             prompt (`str` or `list[str]`): what to draw.
             negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; by default `<｜cfg｜>`
-                in place of each token of the prompt, as in training.
+                in place of each token of the prompt, as in training. Costs nothing beside guidance.
             height, width (`int`, *optional*): in pixels; by default the square that the model was trained around.
             num_inference_steps (`int`, defaults to 50)
             sigmas (`list[float]`, *optional*): the times to step through in place of `num_inference_steps` equal
                 steps; 1 is noise, the last step goes to 0. Not every scheduler takes them.
+            timesteps (`list[float]`, *optional*): the same, times the scheduler's `num_train_timesteps`.
             guidance_scale (`float`, defaults to 5.0): the velocity is unconditional + scale * (conditional -
                 unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks change, begin or end it
-                for the steps after theirs: `pipe._guidance_scale = 1.0`.
+                for the steps after theirs: `pipe._guidance_scale = 1.0`. Begun, it reads the unconditional prompts
+                first, once; ended, it costs nothing more.
+            guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast of high scales: how
+                far the velocity gets the standard deviation of the conditional one. Costs nothing.
+            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the times from and to which there is
+                guidance, as in `sigmas`; a step outside costs half. Without it at late times, images vary more.
+            use_zero_star (`bool`, defaults to `False`): guides by what is not in line with the unconditional velocity
+                (CFG-Zero*), for models that have not learned the latter well. Costs nothing.
+            step_cache_threshold (`float`, defaults to 0.0): above 0, steps in which the velocity would change little
+                do not run the model: see [`~step_cache_rosetta.StepCache`]. Changes the image by a little.
             num_images_per_prompt (`int`, defaults to 1)
             generator (`torch.Generator` or a list with one for each image, *optional*): for the noise, also what a
                 stochastic scheduler adds.
             latents (`torch.Tensor` of shape `(N, C, h, w)`, *optional*): the noise itself.
+            prompt_embeds, prompt_embeds_mask, negative_prompt_embeds, negative_prompt_embeds_mask (`torch.Tensor`,
+                *optional*): from `encode_prompt`, in place of `prompt` and `negative_prompt`; each with its mask.
+            system_prompt (`str`, *optional*): a system's turn before each prompt, also the negative ones.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` `(N, H, W, 3)` in [0, 1], `"pt"` `(N, 3, H, W)`
                 in [0, 1], or `"latent"` `(N, C, h, w)`, as `decode_latents` and the `latents` argument take them.
             return_dict (`bool`, defaults to `True`)
+            attention_kwargs (`dict`, *optional*): `{"scale": float}` scales the LoRA adapters for this call.
             callback_on_step_end (`Callable`, *optional*): called as `callback(pipeline, step, timestep, tensors)`
                 after each step; returns the tensors it replaces.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`)
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): also `"prompt_embeds"`.
             max_sequence_length (`int`, defaults to 512): the most tokens that a prompt may have with its markup.
 
         Returns:
@@ -291,72 +296,112 @@ class RosettaPipeline(DiffusionPipeline):
             ValueError: if an argument is not valid, or the pipeline lacks a part.
             RuntimeError: if another drawing with this pipeline's scheduler has not ended.
         """
+        from .adapters_rosetta import lora_scaled
+        from .flow_scheduler_rosetta import in_use
         from .latent_codec_rosetta import decode_latents
+        from .step_cache_rosetta import StepCache
 
         # 1. Check the arguments
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        encoded = ((prompt_embeds, prompt_embeds_mask), (negative_prompt_embeds, negative_prompt_embeds_mask))
         self.check_inputs(
-            prompt,
-            num_inference_steps,
-            sigmas,
-            guidance_scale,
-            num_images_per_prompt,
-            generator,
-            latents,
-            output_type,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-            max_sequence_length,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            encoded=encoded,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            timesteps=timesteps,
+            guidance=(guidance_scale, guidance_rescale, guidance_interval, use_zero_star),
+            step_cache_threshold=step_cache_threshold,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            system_prompt=system_prompt,
+            output_type=output_type,
+            attention_kwargs=attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=tensor_inputs,
+            max_sequence_length=max_sequence_length,
         )
-        self._guidance_scale = guidance_scale
-        self._current_timestep = None
-        self._interrupt = False
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._guidance_interval, self._use_zero_star = guidance_interval, use_zero_star
+        self._attention_kwargs, self._current_timestep, self._interrupt = attention_kwargs, None, False
         device = self._execution_device
 
-        # 2. Lay out the tokens: a row for each prompt and, with guidance, an unconditional one for each after them
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
-        lay_out = functools.partial(self._lay_out, prompt, negative_prompt, height, width, max_sequence_length)
-        rows = lay_out()
-        grid_hw = rows["latent_grid_hw"][0].tolist()
+        with in_use(self.scheduler), lora_scaled(self.transformer, attention_kwargs):
+            # 2. Lay out the tokens: a row for each prompt, and one for each of what guidance leads away from
+            generator = list(generator) if isinstance(generator, tuple) else generator
+            height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
+            encoded = tuple(None if given[0] is None else given for given in encoded)
+            texts = (prompt, negative_prompt, height, width, system_prompt, max_sequence_length)
+            prompts = self._lay_out(*texts, encoded, num_images_per_prompt)
 
-        # 3. Set the times
-        self.set_times(num_inference_steps, sigmas, grid_hw[0] * grid_hw[1], device)
-        timesteps = self.scheduler.timesteps
+            # 3. Set the times
+            self.set_times(num_inference_steps, sigmas, timesteps, prompts.grid_hw[0] * prompts.grid_hw[1], device)
+            timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
 
-        # 4. Draw the noise
-        num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
-        latents = self.prepare_latents(num_images, grid_hw, device, generator, latents)
-        for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
+            # 4. Draw the noise
+            num_images = num_images_per_prompt * prompts.num_prompts
+            latents = self.prepare_latents(num_images, prompts.grid_hw, device, generator, latents)
+            for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
-        # 5. Compute the keys and values of the prompts
-        prompt_inputs, is_guided = self.encode_prompt(rows, num_images_per_prompt), self.do_classifier_free_guidance
+            # 5. Denoise; the first step computes the keys and values of the prompts
+            step_cache = StepCache(step_cache_threshold)
+            with self.progress_bar(total=len(timesteps)) as progress_bar:
+                for i, timestep in enumerate(timesteps):
+                    if self.interrupt:
+                        break
+                    self._current_timestep = timestep
+                    prompt_inputs = prompts.inputs(self.is_guided_at(sigmas[i]))
+                    velocity = step_cache.predict(sigmas[i], prompt_inputs, self._guidance_scale)
+                    if velocity is None:
+                        sigma = self.scheduler.sigmas[i].to(device)
+                        velocity = step_cache.keep(sigmas[i], self.predict_velocity(latents, sigma, prompt_inputs))
+                    latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
+                    if callback_on_step_end is not None:
+                        given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}
+                        given |= {name: latents for name in tensor_inputs if name == "latents"}
+                        returned = callback_on_step_end(self, i, timestep, dict(given))
+                        latents = step_cache.checked(latents, returned.pop("latents", latents))
+                        prompts.replace(given.get("prompt_embeds"), returned.pop("prompt_embeds", None))
+                    progress_bar.update()
+            self._current_timestep = None
 
-        # 6. Denoise
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                if self.do_classifier_free_guidance != is_guided:  # a callback has begun or ended it
-                    is_guided = self.do_classifier_free_guidance
-                    prompt_inputs = self.encode_prompt(lay_out(), num_images_per_prompt)
-                self._current_timestep = timestep
-                velocity = self.predict_velocity(latents, self.scheduler.sigmas[i].to(device), prompt_inputs)
-                latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
-                    latents = callback_on_step_end(self, i, timestep, tensors).pop("latents", latents)
-                progress_bar.update()
-        self._current_timestep = None
-
-        # 7. Decode the latents
+        # 6. Decode the latents
         images = latents
         if output_type != "latent":
             images = self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike,
+        adapter_name: str | None = None,
+        **hub_arguments,
+    ):
+        """
+        Loads an adapter into the transformer and makes it the active one, also for answers: see
+        [`~adapters_rosetta.load_lora`]. `set_adapters`, `disable_lora`, `delete_adapters`, `unload_lora_weights` and
+        so on are diffusers'.
+        """
+        from .adapters_rosetta import load_lora
+
+        load_lora(self.transformer, pretrained_model_name_or_path, adapter_name, **hub_arguments)
+
+    def save_lora_weights(self, save_directory: str | os.PathLike):
+        """Saves the active adapter, as `load_lora_weights` and peft load it."""
+        self.transformer.save_pretrained(save_directory)
+
+    def fuse_lora(self, components: list[str] = ("transformer",), lora_scale: float = 1.0, **kwargs):
+        """Adds the adapters to the weights, for speed. `unload_lora_weights` then leaves the weights as they are, and
+        the pipeline can be saved; `unfuse_lora` takes them out again."""
+        super().fuse_lora(list(components), lora_scale, **kwargs)
+
+    def unfuse_lora(self, components: list[str] = ("transformer",), **kwargs):
+        super().unfuse_lora(list(components), **kwargs)
 
     def save_pretrained(
         self,
@@ -379,12 +424,14 @@ class RosettaPipeline(DiffusionPipeline):
             ValueError: before anything is written, if another argument is not its default, or a part cannot be saved
                 whole, such as a transformer with adapters or with weights on the meta device.
         """
+        from .diffusers_methods_rosetta import PUBLISHING
         from .repository_rosetta import save_repository
 
         if not safe_serialization or variant is not None:
             raise ValueError(
                 "`safe_serialization` must be True and `variant` None: a Rosetta repository holds one copy of the "
-                f"weights, as safetensors. Got {safe_serialization} and {variant!r}."
+                "weights, which both libraries load, as safetensors; another precision is a folder or a branch of its "
+                f"own, or `torch_dtype` at loading. Got {safe_serialization} and {variant!r}."
             )
         if push_to_hub or use_flashpack:
             raise ValueError(
@@ -394,6 +441,8 @@ class RosettaPipeline(DiffusionPipeline):
 
     def push_to_hub(self, *args, **kwargs):
         """Is refused, as it would make a repository before its content is checked, with an empty card."""
+        from .diffusers_methods_rosetta import PUBLISHING
+
         raise NotImplementedError(PUBLISHING)
 
 

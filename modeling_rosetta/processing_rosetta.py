@@ -374,6 +374,7 @@ class RosettaProcessor(ProcessorMixin):
         width: int | None = None,
         negative_prompt: str | list[str] | None = None,
         do_classifier_free_guidance: bool = True,
+        system_prompt: str | None = None,
     ) -> BatchFeature:
         """
         The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them.
@@ -385,6 +386,7 @@ class RosettaProcessor(ProcessorMixin):
             negative_prompt (`str` or `list[str]`, *optional*): one, or one for each prompt, for the unconditional
                 rows; by default `<｜cfg｜>` in place of each token of the prompt.
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return unconditional rows.
+            system_prompt (`str`, *optional*): the system's turn that all rows start with.
 
         Returns:
             [`BatchFeature`] of tensors `input_ids`, `token_type_ids`, `attention_mask` `(2B, S)` and `latent_grid_hw`
@@ -411,8 +413,9 @@ class RosettaProcessor(ProcessorMixin):
         negatives = negatives if do_classifier_free_guidance else []
         height, width = (self.base_size if size is None else size for size in (height, width))
         slot = {"type": "latents", "height": height, "width": width}
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         conversations = [
-            [{"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
+            [*system, {"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
             for text in prompts + negatives
         ]
         batch = self.apply_chat_template(

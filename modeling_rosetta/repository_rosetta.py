@@ -26,10 +26,14 @@ from transformers.dynamic_module_utils import custom_object_save
 # What the model and processor do not bring.
 CODE = (
     "pipeline.py",
+    "adapters_rosetta.py",
     "drawing_checks_rosetta.py",
     "flow_scheduler_rosetta.py",
+    "guidance_rosetta.py",
     "latent_codec_rosetta.py",
+    "prompts_rosetta.py",
     "repository_rosetta.py",
+    "step_cache_rosetta.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_rosetta.RosettaConfig",
@@ -49,6 +53,8 @@ class RootModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **kwargs) -> PreTrainedModel:
+        if kwargs.pop("variant", None) is not None:
+            raise ValueError("`variant` must be None: a repository holds one copy of the weights; see `torch_dtype`.")
         # To run this code, its user has already set `trust_remote_code`.
         return AutoModelForCausalLM.from_pretrained(Path(folder).parent, trust_remote_code=True, **kwargs)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFGCutoffCallback
 from PIL import Image
 
 from modeling_rosetta.latent_codec_rosetta import decode_latents
@@ -116,7 +116,7 @@ def test_without_a_vae_it_draws_latents(pipe):
         ("latents", noise(2)),
         ("output_type", "jpeg"),
         ("callback_on_step_end", 3),
-        ("callback_on_step_end_tensor_inputs", ["prompt_embeds"]),
+        ("callback_on_step_end_tensor_inputs", ["noise_pred"]),
         ("max_sequence_length", 10),
         ("max_sequence_length", None),
         ("max_sequence_length", "10"),
@@ -159,8 +159,8 @@ def test_callbacks_of_diffusers_run_or_name_what_they_lack(pipe, monkeypatch):
     for callback in (Halve(), MultiPipelineCallbacks([Halve()])):
         assert torch.equal(draw(pipe, latents=noise(), callback_on_step_end=callback), expected)
     monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("work was done"))
-    with pytest.raises(ValueError, match="tensor_inputs.*'prompt_embeds'.*`pipe._guidance_scale`"):
-        draw(pipe, callback_on_step_end=SDCFGCutoffCallback())
+    with pytest.raises(ValueError, match="tensor_inputs.*'pooled_prompt_embeds'.*`pipe._guidance_scale`"):
+        draw(pipe, callback_on_step_end=SD3CFGCutoffCallback())
 
 
 @pytest.mark.parametrize("name", ["transformer", "scheduler", "processor"])

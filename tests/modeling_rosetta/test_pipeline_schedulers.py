@@ -1,10 +1,13 @@
 """Every scheduler of diffusers for flow matching draws; others are refused by name."""
 
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
 import torch
 
+from modeling_rosetta.prompts_rosetta import Prompts
 from tests.modeling_rosetta.tiny_pipeline import noise, tiny_pipeline
 
 
@@ -48,7 +51,7 @@ def steps(pipe, monkeypatch) -> list:
         seen.append((latents, sigma))
         return (latents - DATA) / sigma
 
-    monkeypatch.setattr(pipe, "encode_prompt", lambda rows, number: {})
+    monkeypatch.setattr(Prompts, "inputs", lambda prompts, is_guided: {})
     monkeypatch.setattr(pipe, "predict_velocity", velocity)
     return seen
 
@@ -121,8 +124,8 @@ def test_the_scheduler_may_keep_its_sigmas_elsewhere(pipe, monkeypatch):
     seen = []
     pipe.scheduler = SCHEDULERS["UniPC"]
     monkeypatch.setattr(type(pipe), "_execution_device", torch.device("meta"))
-    monkeypatch.setattr(pipe, "_lay_out", lambda *args: {"latent_grid_hw": torch.tensor([[4, 4]])})
-    monkeypatch.setattr(pipe, "encode_prompt", lambda rows, number: {})
+    laid_out = SimpleNamespace(grid_hw=[4, 4], num_prompts=1, inputs=lambda is_guided: {})
+    monkeypatch.setattr(pipe, "_lay_out", lambda *args: laid_out)
 
     def velocity(latents, sigma, prompt_inputs):
         seen.append((latents.device.type, sigma.device.type))
