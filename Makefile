@@ -26,6 +26,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/maop_cost.py
+	$(BIN)/python benchmarks/anchor_cost.py
 	$(BIN)/python benchmarks/data_and_experts.py
 	$(BIN)/python benchmarks/loss_memory.py
 

@@ -61,7 +61,7 @@ FORMATS = (
     *("IM", "SPIDER", "MSP", "XBM", "ICNS", "QOI", "MPO", "BLP"),
 )
 ID = re.compile(r"#(\d+)#")
-PIECE = re.compile(r"[ a-z$]*(<\|im_end\|>)?")  # of a text that is longer than a row, after the first
+PIECE = re.compile(r"[^#]*")  # of a text that is longer than a row, after the first
 
 
 def picture(rng: random.Random, mode: str | None = None, size: tuple[int, int] | None = None) -> bytes:

@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,37 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from allocated_bytes import AllocatedBytes  # noqa: E402
 from torchjd.aggregation import PCGrad  # noqa: E402
 from training_step import EXPERT_WIDTH, SIZES, VISUAL_SIZES, mixed_batch, text_batch  # noqa: E402
-from turns import ratio, seconds_in_turns, write  # noqa: E402
+from turns import ratio, seconds_in_turns, timed, write  # noqa: E402
 
 from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration  # noqa: E402
 from trainer import MAOPAdamW, diff_lr_groups  # noqa: E402
-
-
-class AllocatedBytes(TorchDispatchMode):
-    """Adds up the sizes of all storages that operations make, as if none was ever freed."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
-        outputs = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in given:
-                self.total += tensor.untyped_storage().nbytes()
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return outputs
-
-
-def timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def main():

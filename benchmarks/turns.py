@@ -19,6 +19,13 @@ def seconds_in_turns(functions: dict[str, Callable[[], object]], rounds: int) ->
     return seconds
 
 
+def timed(function: Callable[[], object]) -> float:
+    """The seconds that it takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def ratio(times: list[float], others: list[float]) -> dict[str, float]:
     """Median, least and greatest ratio of the two times of a round."""
     ratios = [time / other for time, other in zip(times, others, strict=True)]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .data.collator import RosettaDataCollator
     from .figures.flops import training_flops
     from .flow_matching import flow_matching_targets, sample_timesteps
+    from .optimizer.anchor import Anchor
     from .optimizer.carry_over import carry_over_optimizer_state
     from .optimizer.diff_lr import diff_lr_groups
     from .optimizer.maop import MAOPAdamW
@@ -26,6 +27,7 @@ _NAMES = {
     ".data.collator": ["RosettaDataCollator"],
     ".figures.flops": ["training_flops"],
     ".flow_matching": ["flow_matching_targets", "sample_timesteps"],
+    ".optimizer.anchor": ["Anchor"],
     ".optimizer.carry_over": ["carry_over_optimizer_state"],
     ".optimizer.diff_lr": ["diff_lr_groups"],
     ".optimizer.maop": ["MAOPAdamW"],

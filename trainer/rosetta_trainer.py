@@ -8,7 +8,7 @@ import random
 import torch
 from torch.distributed.tensor import DTensor
 
-from .checkpoints.adapters import check_adapters_hold_what_is_trained
+from .checkpoints.adapters import check_adapters_hold_what_is_trained, has_adapters
 from .checkpoints.changed_arguments import hyperparameters, take_up
 from .checkpoints.sharding import reduce_in_fp32, routers_in_fp32, run_idle_parts, unsharded_model
 from .checkpoints.stop_on_sigterm import StopAtStepEnd
@@ -23,7 +23,9 @@ from .figures.flops import peak_flops, training_flops
 from .figures.throughput import Throughput
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
-from .optimizer.carry_over import carry_over_optimizer_state, check_takes_moments, find_optimizer_state
+from .optimizer.anchor import Anchor, find_importances
+from .optimizer.carry_over import carry_over_optimizer_state, check_takes_moments
+from .optimizer.earlier_state import find_optimizer_state
 from .optimizer.from_arguments import optimizer_from_arguments, warn_if_maop_has_no_effect
 from .optimizer.maop import MAOPAdamW
 from .optimizer.nonfinite_guard import NonfiniteGuard, spread_nonfinite
@@ -48,6 +50,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
     - logs each loss and each pool's capacity rate as means over the logging interval, the counts behind them, tokens
       and samples of each type, each parameter group's learning rate, the figures of MAOP, tokens a second and the time
       left, and on known GPUs the share of their peak that is used ([`training_flops`]);
+    - with `anchor_strength` pulls the weights to where the stage began ([`Anchor`]);
     - skips and counts steps that are not finite ([`NonfiniteGuard`]);
     - saves checkpoints that are complete whenever the run is killed, and with `ema_decay` the average of the weights;
     - says from where a run goes on and what was changed, which takes effect, or is refused where it cannot;
@@ -99,6 +102,11 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         if args.optimizer_state_from is not None:
             find_optimizer_state(args.optimizer_state_from)
             check_takes_moments(self.optimizer or self._chosen_optimizer[0], **self._chosen_optimizer[1])
+        self._anchor = None
+        if args.anchor_strength is not None:
+            find_importances(args.anchor_importance_from)
+            settings = (args.anchor_importance_from, args.anchor_parameters, args.anchor_storage)
+            self._anchor = Anchor(args.anchor_strength, *settings)
         self._training_figures = TrainingFigures(self.model.config, args.device)
         self._evaluation_figures = EvaluationFigures(self.model.config, args.device)
 
@@ -142,6 +150,11 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
                 what is trained is not what is saved.
         """
         check_adapters_hold_what_is_trained(self.model)
+        if self._anchor is not None and has_adapters(self.model):
+            raise ValueError(
+                "`anchor_strength` must be None for a model with adapters: the weights below them stay as they are, "
+                "and what they add is a product of two matrices, which no elementwise pull brings to zero."
+            )
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         said = self.describe_run(checkpoint)
         if said and self.is_world_process_zero():
@@ -202,6 +215,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             self._training_figures.go_on()
             self.state.compute_steps(self.args, max_steps)  # how often to log and save, as the arguments say
             take_up(self._plain_optimizer, self.lr_scheduler, self._asked)
+        if self._anchor is not None:
+            self._anchor.start(self._plain_optimizer, resume_from_checkpoint)
         if self.args.optimizer_state_from is not None and resume_from_checkpoint is None:
             carry_over_optimizer_state(self._plain_optimizer, self.args.optimizer_state_from)
         peak = peak_flops(self.args.device)
@@ -223,7 +238,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
     @property
     def _chosen_optimizer(self) -> tuple[type[torch.optim.Optimizer], dict]:
         _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        return self.optimizer_cls_and_kwargs or (MAOPAdamW, {"maop_granularity": self.args.maop_granularity, **adamw})
+        maop = {name: getattr(self.args, name) for name in ("maop_granularity", "maop_second_moment")}
+        return self.optimizer_cls_and_kwargs or (MAOPAdamW, {**maop, **adamw})
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
@@ -242,7 +258,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
 
     @property
     def checkpoint_parts(self):
-        return [part for part in (self._guard, self._average, self._stream_loader, self.run) if part is not None]
+        parts = (self._guard, self._average, self._anchor, self._stream_loader, self.run)
+        return [part for part in parts if part is not None]
 
     def _save_checkpoint(self, model, trial):
         self._guard.read()  # a run that is lost saves no more

@@ -1,10 +1,12 @@
 """Arguments of [`RosettaTrainer`]."""
 
+import re
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .optimizer.maop import GRANULARITIES
+from .optimizer.anchor import STORAGES
+from .optimizer.maop import GRANULARITIES, SECOND_MOMENTS
 
 
 @dataclass
@@ -52,6 +54,45 @@ class RosettaTrainingArguments(TrainingArguments):
             "help": "What MAOP projects as one vector: each `tensor`, the shared expert of each `layer`, or all of "
             "them together (`global`).",
             "choices": list(GRANULARITIES),
+        },
+    )
+    maop_second_moment: str = field(
+        default="projected",
+        metadata={
+            "help": "Which gradient MAOP lets into Adam's second moment: the `projected` one, as the paper, or the "
+            "`raw` one, so that a direction that is often taken out is not stepped along faster for it "
+            "(arXiv 2604.22407).",
+            "choices": list(SECOND_MOMENTS),
+        },
+    )
+    anchor_strength: float | None = field(
+        default=None,
+        metadata={
+            "help": "After each step pull the weights to where the stage began, so strongly times the importance that "
+            "an earlier stage gave each of them (relative to their mean) times the rate. Default: no pull. `inf` "
+            "holds them."
+        },
+    )
+    anchor_importance_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of the earlier stage, whose second moments are the importances, or a `.safetensors` "
+            "file of importances by the names of parameters. A resumed run goes on with its own."
+        },
+    )
+    anchor_parameters: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression that is searched for in the names of the parameters to anchor. Default: all "
+            "that the earlier stage had."
+        },
+    )
+    anchor_storage: str = field(
+        default="float32",
+        metadata={
+            "help": "How the anchor is kept: 8 bytes a weight (`float32`), 6 (`bfloat16`, which rounds importances), "
+            "or on the `cpu`.",
+            "choices": list(STORAGES),
         },
     )
     decay_all_parameters: bool = field(
@@ -111,6 +152,9 @@ class RosettaTrainingArguments(TrainingArguments):
             raise ValueError(f"`shield_steps` must be at least 0, got {self.shield_steps}.")
         if self.maop_granularity not in GRANULARITIES:
             raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {self.maop_granularity!r}.")
+        if self.maop_second_moment not in SECOND_MOMENTS:
+            raise ValueError(f"`maop_second_moment` must be one of {SECOND_MOMENTS}, got {self.maop_second_moment!r}.")
+        self._check_anchor()
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -143,6 +187,23 @@ class RosettaTrainingArguments(TrainingArguments):
                 "`save_total_limit` must be at least 2 with `metric_for_best_model`, got 1: the best checkpoint and "
                 "the last one are kept."
             )
+
+    def _check_anchor(self):
+        if self.anchor_strength is not None and not self.anchor_strength >= 0:
+            raise ValueError(f"`anchor_strength` must be None or at least 0, got {self.anchor_strength}.")
+        if (self.anchor_strength is None) != (self.anchor_importance_from is None):
+            raise ValueError(
+                "`anchor_importance_from` must be given with `anchor_strength`, and only with it; got "
+                f"{self.anchor_importance_from!r} and {self.anchor_strength}."
+            )
+        if self.anchor_storage not in STORAGES:
+            raise ValueError(f"`anchor_storage` must be one of {STORAGES}, got {self.anchor_storage!r}.")
+        try:
+            re.compile(self.anchor_parameters or "")
+        except re.error as error:
+            raise ValueError(
+                f"`anchor_parameters` must be a regular expression, got {self.anchor_parameters!r}: {error}."
+            ) from error
 
 
 __all__ = ["RosettaTrainingArguments"]

@@ -3,13 +3,15 @@
 import torch
 from PIL import Image
 
-from .conversations import question_only, questions_and_answers, read_answer
+from .classifier import DigitClassifier
+from .conversations import drawing_prompts, question_only, questions_and_answers, read_answer
 from .digits import Digits
 
 
 BATCH_SIZE = 100
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 5.0
+DRAWINGS_PER_PROMPT = 4
 
 
 @torch.no_grad()
@@ -51,3 +53,10 @@ def draw(pipeline, prompts: list[str], seed: int) -> list[Image.Image]:
         guidance_scale=GUIDANCE_SCALE,
         generator=torch.Generator().manual_seed(seed),
     ).images
+
+
+def drawing_accuracy(pipeline, classifier: DigitClassifier, seed: int = 1) -> float:
+    """Share of 200 drawings, some for each prompt of each digit, that are recognised as that digit."""
+    asked = [(digit, prompt) for digit in range(10) for prompt in DRAWINGS_PER_PROMPT * drawing_prompts(digit)]
+    images = draw(pipeline, [prompt for _, prompt in asked], seed)
+    return classifier.accuracy(images, [digit for digit, _ in asked])

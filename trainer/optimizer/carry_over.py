@@ -2,35 +2,13 @@
 
 import logging
 import os
-from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .diff_lr import clean_parameter_name
+from .earlier_state import MOMENTS, find_optimizer_state, read_states
 
 
 logger = logging.getLogger(__name__)
-
-WHOLE, FSDP_WHOLE, FSDP_SHARDED = "optimizer.pt", "optimizer.bin", "optimizer_0"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def find_optimizer_state(checkpoint: str | os.PathLike) -> Path:
-    """
-    The file, or with sharded state dicts the folder, of a checkpoint's optimizer.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    for name in (WHOLE, FSDP_WHOLE, FSDP_SHARDED):
-        if Path(checkpoint, name).exists():
-            return Path(checkpoint, name)
-    raise ValueError(
-        f"`optimizer_state_from` must be a checkpoint with one of {WHOLE!r}, {FSDP_WHOLE!r} and {FSDP_SHARDED!r}, got "
-        f"{str(checkpoint)!r}."
-    )
 
 
 def check_takes_moments(optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer], **kwargs):
@@ -77,8 +55,7 @@ def carry_over_optimizer_state(optimizer: torch.optim.AdamW, checkpoint: str | o
         for group in optimizer.param_groups
         for name, param in zip(group["param_names"], group["params"], strict=True)
     }
-    read = _read_sharded if source.is_dir() else _read_whole
-    states, known = read(source, {name: param for name, (param, _) in params.items()})
+    states, known = read_states(source, {name: param for name, (param, _) in params.items()})
     if not states:
         raise ValueError(f"`optimizer_state_from`: none of the trained parameters has a state in {source}.")
     for name, state in states.items():
@@ -103,49 +80,4 @@ def carry_over_optimizer_state(optimizer: torch.optim.AdamW, checkpoint: str | o
     return report
 
 
-def _read_whole(file: Path, params: dict[str, torch.Tensor]) -> tuple[dict[str, dict], set[str]]:
-    """The states of `params` in a file, sharded as these are, and the names of all that have one there."""
-    stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    states = {}
-    for group in stored["param_groups"]:
-        # FSDP's files have names in place of the numbers.
-        for key, name in zip(group["params"], group.get("param_names", group["params"]), strict=True):
-            if key in stored["state"]:
-                states[clean_parameter_name(name)] = stored["state"][key]
-    fitting = {
-        name: {"step": states[name]["step"], **{key: _sharded_as(param, states[name][key]) for key in MOMENTS}}
-        for name, param in params.items()
-        if name in states and states[name]["exp_avg"].shape == param.shape
-    }
-    return fitting, set(states)
-
-
-def _read_sharded(folder: Path, params: dict[str, torch.Tensor]) -> tuple[dict[str, dict], set[str]]:
-    """The same from a folder of `torch.distributed.checkpoint`, of which each rank reads its part."""
-    reader = dcp.FileSystemReader(folder)
-    prefix, suffix = "optimizer.state.", ".exp_avg"
-    shapes = {
-        key.removeprefix(prefix).removesuffix(suffix): stored.size
-        for key, stored in reader.read_metadata().state_dict_metadata.items()
-        if key.startswith(prefix) and key.endswith(suffix)
-    }
-    original_names = {clean_parameter_name(name): name for name in shapes}
-    states = {
-        name: {"step": torch.zeros(()), **{key: torch.empty_like(param).detach() for key in MOMENTS}}
-        for name, param in params.items()
-        if name in original_names and shapes[original_names[name]] == param.shape
-    }
-    if states:
-        stored = {original_names[name]: state for name, state in states.items()}
-        dcp.load({"optimizer": {"state": stored}}, storage_reader=reader)
-    return states, set(original_names)
-
-
-def _sharded_as(param: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    if not isinstance(param, DTensor):
-        return whole
-    # Every rank has read the file: none needs to send the others their part.
-    return distribute_tensor(whole.to(param.device), param.device_mesh, param.placements, src_data_rank=None)
-
-
-__all__ = ["carry_over_optimizer_state", "check_takes_moments", "find_optimizer_state"]
+__all__ = ["carry_over_optimizer_state", "check_takes_moments"]

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 
 GRANULARITIES = ("tensor", "layer", "global")
+SECOND_MOMENTS = ("projected", "raw")
 MIN_SQUARED_NORM = 1e-12
 SLICE_NUMEL = 2**20
 
@@ -20,8 +21,9 @@ SLICE_NUMEL = 2**20
 _LAYER_NAME = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 
 # Keys of a parameter group that describe the parameters rather than the progress of the run.
-_STRUCTURE = ("name", "maop", "maop_granularity", "param_names")
+_STRUCTURE = ("name", "maop", "maop_granularity", "maop_second_moment", "param_names")
 _FLAGS = ("maop", "maop_enabled")
+_CHOICES = {"maop_granularity": GRANULARITIES, "maop_second_moment": SECOND_MOMENTS}
 
 
 class MAOPAdamW(torch.optim.AdamW):
@@ -43,6 +45,11 @@ class MAOPAdamW(torch.optim.AdamW):
         maop_granularity (`str`, defaults to `"tensor"`): What is projected as one vector: each `"tensor"`; the tensors
             of a `"layer"`, that is, whose names agree up to the first number (needs named parameters); or all of them
             (`"global"`). A group may have its own.
+        maop_second_moment (`str`, defaults to `"projected"`): Which gradient enters `exp_avg_sq`: the `"projected"`
+            one, as in the paper, or the `"raw"` one, while `exp_avg` gets the projected one all the same. A second
+            moment that lacks what is taken out lets Adam step the faster along it ("Hidden Failure Modes of Gradient
+            Modification under Adam", arXiv 2604.22407). With `"raw"`, `.grad` is left as it is. A group may have its
+            own.
         kwargs: As for [`torch.optim.AdamW`].
 
     Raises:
@@ -56,8 +63,20 @@ class MAOPAdamW(torch.optim.AdamW):
     ```
     """
 
-    def __init__(self, params, *args, maop: bool | None = None, maop_granularity: str = "tensor", **kwargs):
-        own = {"maop": False if maop is None else maop, "maop_granularity": maop_granularity}
+    def __init__(
+        self,
+        params,
+        *args,
+        maop: bool | None = None,
+        maop_granularity: str = "tensor",
+        maop_second_moment: str = "projected",
+        **kwargs,
+    ):
+        own = {
+            "maop": False if maop is None else maop,
+            "maop_granularity": maop_granularity,
+            "maop_second_moment": maop_second_moment,
+        }
         _check_values(own)
         super().__init__(params, *args, **kwargs)
         self._figures = None
@@ -131,16 +150,23 @@ class MAOPAdamW(torch.optim.AdamW):
         units = self._units()
         if not units:
             return
-        pairs = [pair for unit in units for pair in unit]
+        pairs = [(gradient, momentum) for unit in units for gradient, momentum, _ in unit]
         products = _inner_products(pairs)
         if len(units) < len(pairs):
             products = torch.stack([rows.sum(0) for rows in products.split([len(unit) for unit in units])])
         dot, momentum_sq, gradient_sq = products.unbind(1)
         fired = (dot < 0) & (momentum_sq >= MIN_SQUARED_NORM)
         coefficients = torch.where(fired, -dot / momentum_sq, 0.0)
+        # A gradient scaler, or whoever else sets it, has the update skipped, on the device.
+        taken = 1 - getattr(self, "found_inf", torch.zeros_like(coefficients[0]))
         for unit, coefficient in zip(units, coefficients, strict=True):
-            for gradient, momentum in unit:
-                _add_scaled_(gradient, momentum, coefficient)
+            for gradient, momentum, group in unit:
+                if self._option(group, "maop_second_moment") == "projected":
+                    _add_scaled_(gradient, momentum, coefficient)
+                    continue
+                # b m + (1 - b) (g + c m) is what AdamW makes of g, if the momentum is this multiple of m.
+                beta1 = group["betas"][0]
+                momentum.mul_(1 + coefficient * taken * (1 - beta1) / beta1)
 
         removed_sq = torch.where(fired, dot.square() / momentum_sq, 0.0).sum()
         figures = [
@@ -149,37 +175,38 @@ class MAOPAdamW(torch.optim.AdamW):
             (removed_sq / gradient_sq.sum()).sqrt().nan_to_num(0.0),
             torch.ones_like(removed_sq),
         ]
-        # A gradient scaler, or whoever else sets it, has the update skipped, on the device.
-        figures = torch.stack(figures) * (1 - getattr(self, "found_inf", torch.zeros_like(removed_sq)))
+        figures = torch.stack(figures) * taken
         self._figures = figures + (0.0 if self._figures is None else self._figures)
 
-    def _units(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """(gradient, momentum) of every tensor to look at, those that are projected as one vector together."""
+    def _units(self) -> list[list[tuple[Tensor, Tensor, dict]]]:
+        """(gradient, momentum, group) of every tensor to look at, those that are projected as one vector together."""
         units = {}
         for group in self.param_groups:
             if not (group.get("maop") and group.get("maop_enabled", True)):
                 continue
-            granularity = self._granularity(group)
+            granularity = self._option(group, "maop_granularity")
             names = group.get("param_names", [""] * len(group["params"]))
             for name, param in zip(names, group["params"], strict=True):
                 momentum = self.state.get(param, {}).get("exp_avg")
                 if momentum is None or param.grad is None or param.grad.is_sparse:
                     continue
                 unit = {"tensor": param, "layer": _layer_name(name), "global": None}[granularity]
-                units.setdefault(unit, []).append((param.grad, momentum))
+                units.setdefault(unit, []).append((param.grad, momentum, group))
         return list(units.values())
 
-    def _granularity(self, group: dict) -> str:
-        return group.get("maop_granularity", self.defaults["maop_granularity"])
+    def _option(self, group: dict, name: str) -> str:
+        return group.get(name, self.defaults[name])
 
     def _check(self, group: dict):
         for key in group.keys() - {*self.defaults, *_FLAGS}:
             if "maop" in str(key).lower() or get_close_matches(str(key).lower(), ["maop"], cutoff=0.75):
-                raise ValueError(f"A parameter group has the key {key!r}; MAOP's are {(*_FLAGS, 'maop_granularity')}.")
+                raise ValueError(f"A parameter group has the key {key!r}; MAOP's are {(*_FLAGS, *_CHOICES)}.")
         _check_values(group)
         if group["maop"] and group["maximize"]:
             raise ValueError("`maximize` must be False in a parameter group with `maop`, got True.")
-        if group["maop"] and self._granularity(group) == "layer" and "param_names" not in group:
+        if group["maop"] and self._option(group, "maop_second_moment") == "raw" and not group["betas"][0] > 0:
+            raise ValueError("`betas[0]` must be above 0 for `maop_second_moment='raw'`, got 0.")
+        if group["maop"] and self._option(group, "maop_granularity") == "layer" and "param_names" not in group:
             raise ValueError(
                 "`params` must be named, as in `model.named_parameters()`, for `maop_granularity='layer'`; "
                 "got parameters without names."
@@ -190,8 +217,9 @@ def _check_values(options: dict):
     for flag in _FLAGS:
         if not isinstance(options.get(flag, False), bool):
             raise ValueError(f"`{flag}` must be True or False, got {options[flag]!r}.")
-    if options.get("maop_granularity", "tensor") not in GRANULARITIES:
-        raise ValueError(f"`maop_granularity` must be one of {GRANULARITIES}, got {options['maop_granularity']!r}.")
+    for choice, choices in _CHOICES.items():
+        if options.get(choice, choices[0]) not in choices:
+            raise ValueError(f"`{choice}` must be one of {choices}, got {options[choice]!r}.")
 
 
 def _layer_name(name: str) -> str:

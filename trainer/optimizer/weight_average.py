@@ -7,10 +7,10 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
 from .diff_lr import clean_parameter_name
+from .whole_tensors import sharded_as, whole_tensors
 
 
 FILE_NAME = "ema.safetensors"
@@ -49,12 +49,7 @@ class WeightAverage(TrainerCallback):
     def full_tensors(self, is_main_process: bool) -> dict[str, torch.Tensor]:
         """The averages by the names of their parameters, on the CPU, on the main process; the other ranks must call it
         too, and get nothing."""
-        averages = {}
-        for name, average in zip(self.names, self.ema.shadow_params, strict=True):
-            average = average.full_tensor() if isinstance(average, DTensor) else average
-            if is_main_process:
-                averages[name] = average.cpu().contiguous()
-        return averages
+        return whole_tensors(dict(zip(self.names, self.ema.shadow_params, strict=True)), is_main_process)
 
     def averaged_state_dict(self, model: nn.Module, averages: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state dict of a whole model with `averages`, from [`~WeightAverage.full_tensors`], in their places."""
@@ -84,10 +79,7 @@ class WeightAverage(TrainerCallback):
                 raise ValueError(f"`ema_decay`: {file} is of other parameters, they differ by {differing}.")
             self.ema.optimization_step = int(stored.metadata()["steps"])
             for name, average in zip(self.names, self.ema.shadow_params, strict=True):
-                whole = stored.get_tensor(name)
-                if isinstance(average, DTensor):
-                    whole = distribute_tensor(whole, average.device_mesh, average.placements, src_data_rank=None)
-                average.copy_(whole)
+                average.copy_(sharded_as(average, stored.get_tensor(name)))
 
 
 __all__ = ["WeightAverage"]

@@ -37,6 +37,8 @@ FIXED = (
     "decay_all_parameters",
     "latent_projections_at_generation_rate",
     "optimizer_state_from",
+    "anchor_importance_from",
+    "anchor_parameters",
     "optimizer",
     "rates that the schedule keeps",
     # of the model

@@ -34,6 +34,9 @@ HYPERPARAMETERS = (
     "shield_steps",
     "maop",
     "maop_granularity",
+    "maop_second_moment",
+    "anchor_strength",
+    "anchor_parameters",
     "logit_mean",
     "logit_std",
     "bf16",
@@ -45,6 +48,7 @@ HYPERPARAMETERS = (
 OF_MAOP_ADAMW = (
     *("generation_learning_rate", "latent_projections_at_generation_rate", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "decay_all_parameters", "maop", "maop_granularity"),
+    "maop_second_moment",
 )
 NUM_LOGS = 100  # of a stage, so that the file stays small
 NOT_RESULTS = ("runtime", "per_second", "jit_compilation_time")
@@ -114,7 +118,7 @@ def _own_optimizer(optimizer: torch.optim.Optimizer) -> dict:
         if values:
             told[recorded] = values[0] if len(values) == 1 else values
     if isinstance(optimizer, MAOPAdamW):
-        told["maop_granularity"] = optimizer.defaults["maop_granularity"]
+        told |= {name: optimizer.defaults[name] for name in ("maop_granularity", "maop_second_moment")}
     return told
 
 

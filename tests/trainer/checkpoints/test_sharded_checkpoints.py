@@ -60,10 +60,11 @@ def _skip_on_one_rank(folder):
 
 
 def _save_and_resume(folder):
+    anchor = {"anchor_strength": 100.0, "anchor_importance_from": str(folder / "one process" / "checkpoint-4")}
     for kind in KINDS:
-        whole = _trainer(folder / kind, kind, ema_decay=0.5)
+        whole = _trainer(folder / kind, kind, ema_decay=0.5, **anchor)
         whole.train()
-        resumed = _trainer(folder / f"{kind} resumed", kind, ema_decay=0.5)
+        resumed = _trainer(folder / f"{kind} resumed", kind, ema_decay=0.5, **anchor)
         resumed.train(resume_from_checkpoint=str(folder / kind / "checkpoint-2"))
         for one, other in zip(whole._average.ema.shadow_params, resumed._average.ema.shadow_params, strict=True):
             assert isinstance(one, DTensor) and torch.equal(one.to_local(), other.to_local())
@@ -74,10 +75,14 @@ def _carry_over(folder):
         start = StateAtTheStart()
         origin = str(folder / source / "checkpoint-4")
         stage = {"optimizer_state_from": origin, "max_steps": 1, "save_strategy": "no"}
+        stage |= {"anchor_strength": 1.0, "anchor_importance_from": origin}
         trainer = _trainer(folder / "next", kind, callbacks=[start], **stage)
         trainer.train()
         if trainer.is_world_process_zero():
             torch.save(start.carried, folder / f"{kind} from {source}.pt")
+            (folder / f"anchor {kind} from {source}").mkdir()
+        trainer.accelerator.wait_for_everyone()
+        trainer._anchor.save(folder / f"anchor {kind} from {source}", trainer.is_world_process_zero())
 
 
 def _adapted(base, wrapped: bool):
@@ -187,3 +192,9 @@ def test_optimizer_state_is_carried_over_between_all_formats(kind, source, outpu
     for name, (average, square, step) in carried.items():
         assert torch.equal(average, expected[name]["exp_avg"]) and torch.equal(square, expected[name]["exp_avg_sq"])
         assert step == 4
+    anchor = load_file(outputs / f"anchor {kind} from {source}" / "anchor.safetensors")
+    mean = torch.cat([state["exp_avg_sq"].flatten() for state in expected.values()]).double().mean()
+    assert {name.removeprefix("start.") for name in anchor if name.startswith("start.")} == expected.keys()
+    for name, state in expected.items():
+        relative = (state["exp_avg_sq"] / mean).float()
+        torch.testing.assert_close(anchor[f"importance.{name}"], relative, rtol=1e-5, atol=1e-12)

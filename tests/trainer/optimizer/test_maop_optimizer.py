@@ -219,3 +219,39 @@ def test_figures_of_nothing_are_zero(maop_optimizer):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         MAOPAdamW(_groups(_model()), **arguments)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "global"])
+def test_the_raw_gradient_enters_the_second_moment_alone(granularity, maop_optimizer):
+    """As an AdamW does that is given the projected gradient for its first moment and the raw one for its second."""
+    pairs = [(GRADIENT, MOMENTUM), (-GRADIENT, MOMENTUM)]  # the second is not in conflict
+    settings = {"lr": 0.1, "weight_decay": 0.0, "maop_granularity": granularity}
+    raw = maop_optimizer(pairs, maop_second_moment="raw", **settings)
+    projected = maop_optimizer(pairs, **settings)
+    weights = [param.detach().clone() for param in raw.param_groups[0]["params"]]
+    raw.step()
+    projected.step()
+    for param, other, weight, (gradient, _) in zip(
+        raw.param_groups[0]["params"], projected.param_groups[0]["params"], weights, pairs, strict=True
+    ):
+        assert torch.equal(param.grad, gradient)
+        average, square = raw.state[param]["exp_avg"], raw.state[param]["exp_avg_sq"]
+        torch.testing.assert_close(average, projected.state[other]["exp_avg"])
+        torch.testing.assert_close(square, 0.999 + 0.001 * gradient**2)
+        # The second step of these moments.
+        step = average / (1 - 0.9**2) / ((square / (1 - 0.999**2)).sqrt() + 1e-8)
+        torch.testing.assert_close(param.detach(), weight - 0.1 * step)
+
+
+def test_a_skipped_step_leaves_the_momentum_alone(maop_optimizer):
+    optimizer = maop_optimizer([(GRADIENT, MOMENTUM)], lr=0.1, fused=True, maop_second_moment="raw")
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert torch.equal(optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"], MOMENTUM)
+
+
+def test_the_raw_gradient_needs_a_momentum():
+    with pytest.raises(ValueError, match=r"`betas\[0\]` must be above 0 for `maop_second_moment='raw'`"):
+        MAOPAdamW(_model().parameters(), maop=True, betas=(0.0, 0.9), maop_second_moment="raw")
+    with pytest.raises(ValueError, match="`maop_second_moment` must be one of"):
+        MAOPAdamW(_model().parameters(), maop=True, maop_second_moment="both")

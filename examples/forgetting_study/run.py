@@ -1,0 +1,139 @@
+"""One arm with one seed: trained from its start, and asked before and after."""
+
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import set_seed
+
+from examples.miniature.conversations import drawing
+from examples.miniature.evaluation import drawing_accuracy, question_accuracy
+from examples.miniature.language_model import held_out_loss
+from examples.miniature.mixture import Mixture
+from examples.miniature.parts import Parts, digit_tasks
+from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, encode_images
+from modeling_rosetta.composition_rosetta import own_modules
+from trainer import RosettaTrainer, train_backbone, train_token_types
+from trainer.lora import lora_config
+
+from .arms import Arm
+from .routing import text_routing, total_variation
+from .starts import Starts
+
+
+NUM_STEPS = 600
+LORA_RANK = 8
+
+
+def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
+    """
+    Returns:
+        `dict`: `before` and `after`, and of averages with the old weights `averaged`, the figures of [`ask`]; the
+        `log` of the training and its `seconds`.
+    """
+    began = time.perf_counter()
+    start, parts = starts.start(arm.architecture, seed, arm.num_vae_experts), starts.parts(seed)
+    model, processor = RosettaForCausalLMAndImageGeneration.from_pretrained(start), parts.processor
+    pipeline = RosettaPipeline(model, parts.vae, FlowMatchEulerDiscreteScheduler(), processor)
+    tasks = digit_tasks(processor, parts.train_rows, parts.train_digits, parts.latents)
+    set_seed(seed)
+    choose_trained(arm, model)
+    num_steps = max(2, round(starts.scale * NUM_STEPS))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = stage_trainer(
+            arm.id,
+            model,
+            Mixture(tasks, dict(arm.ratios), num_steps * SAMPLES_PER_STEP, seed),
+            processor.tokenizer.pad_token_id,
+            num_steps,
+            folder,
+            seed=seed,
+            logging_steps=20,
+            learning_rate=arm.learning_rate,
+            generation_learning_rate=arm.generation_learning_rate,
+            latent_projections_at_generation_rate=arm.generation_learning_rate is not None,
+            shield_steps=round(starts.scale * arm.shield_steps),
+            maop=arm.maop,
+            maop_granularity=arm.maop_granularity,
+            maop_second_moment=arm.maop_second_moment,
+            anchor_strength=arm.anchor_strength,
+            anchor_importance_from=importance_of(arm, start),
+        )
+        routing = text_routing(model, parts.held_out_rows)
+        before = ask(trainer, pipeline, parts)
+        weights = {name: param.detach().clone() for name, param in model.named_parameters()}
+        trainer.train()
+        after = ask(trainer, pipeline, parts)
+        routing_after = text_routing(model, parts.held_out_rows)
+        log = trainer.state.log_history
+        averages = {f"{share:g}": averaged(share, weights, trainer, pipeline, parts) for share in arm.averages}
+    after["routing moved"] = total_variation(routing, routing_after)
+    return {
+        "before": {**before, "routing": routing.tolist()},
+        "after": {**after, "routing": routing_after.tolist()},
+        "averaged": averages,
+        "log": log,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def choose_trained(arm: Arm, model):
+    """Sets what is trained."""
+    if arm.train == "backbone":
+        train_backbone(model)
+        return
+    if arm.train == "lora":  # adapters on attention and the shared expert; what serves drawing alone is trained whole
+        adapters = {"r": LORA_RANK, "lora_alpha": LORA_RANK, "modules_to_save": own_modules(model.config, "vae")}
+        model.add_adapter(lora_config(model.config, ["attention", "shared_expert"], **adapters))
+        return
+    train_token_types(model, "vae")
+
+
+def importance_of(arm: Arm, start: Path) -> str | None:
+    if arm.anchor_strength is None:
+        return None
+    return str(start / ("moments" if arm.importance == "moments" else f"{arm.importance}.safetensors"))
+
+
+def ask(trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: Parts) -> dict:
+    """
+    Held-out text loss in nats a token, flow loss of held-out drawings with the same noise each time, share of
+    questions about held-out digits answered right, and share of drawings recognised.
+    """
+    model, digits = pipeline.transformer, parts.held_out_digits
+    model.eval()
+    figures = {
+        "text loss": held_out_loss(model, parts.held_out_rows),
+        "flow loss": trainer.evaluate(held_out_drawings(parts))["eval_flow_loss"],
+        "questions": question_accuracy(model, parts.processor, digits),
+        "drawings": drawing_accuracy(pipeline, parts.classifier),
+    }
+    model.train()
+    return figures
+
+
+def held_out_drawings(parts: Parts) -> list[dict]:
+    latents = encode_images(parts.vae, parts.held_out_digits.pixels())
+    choose = random.Random(0)
+    conversations = [drawing(*pair, choose) for pair in zip(latents, parts.held_out_digits.labels, strict=True)]
+    return [parts.processor.training_sample(conversation) for conversation in conversations]
+
+
+@torch.no_grad()
+def averaged(share: float, old: dict, trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: Parts) -> dict:
+    """The figures of `share` of the new weights and the rest of the old (WiSE-FT, arXiv 2109.01903), in what serves
+    other types than the new one too."""
+    model = pipeline.transformer
+    own = tuple(f"{module}." for module in own_modules(model.config, "vae"))
+    shared = {name: param for name, param in model.named_parameters() if not name.startswith(own)}
+    new = {name: param.clone() for name, param in shared.items()}
+    for name, param in shared.items():
+        param.lerp_(old[name], 1 - share)
+    figures = ask(trainer, pipeline, parts)
+    for name, param in shared.items():
+        param.copy_(new[name])
+    return figures

@@ -1,0 +1,86 @@
+"""
+Does a model forget what it could when it learns to draw? Trains the arms of `arms.yaml` from the same starts, asks
+each what it could before and can after, and writes the results, a JSON file a run. What is there is not trained again.
+
+    python examples/forgetting_study/study.py [--arms TEXT ...] [--seeds 0 1 2] [--output_dir outputs/forgetting_study]
+
+`--arms` takes those whose name, as `--list` prints it, holds one of the texts. Several processes can share an output
+folder: each takes runs that no other has begun.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from transformers.utils import logging  # noqa: E402
+
+from examples.forgetting_study.arms import Arm, read_arms  # noqa: E402
+from examples.forgetting_study.run import run_arm  # noqa: E402
+from examples.forgetting_study.starts import Starts  # noqa: E402
+from examples.miniature.threads import use_one_thread  # noqa: E402
+
+
+ARMS = Path(__file__).parent / "arms.yaml"
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=[""], metavar="TEXT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/forgetting_study"))
+    parser.add_argument("--list", action="store_true", help="print the arms, and train nothing")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; 1 but for a trial")
+    options = parser.parse_args(arguments)
+    arms = [arm for arm in read_arms(ARMS) if any(text in arm.id for text in options.arms)]
+    if not arms:
+        parser.error(f"--arms: no arm has one of {options.arms} in its name; --list prints them")
+    if options.list:
+        print("\n".join(arm.id for arm in arms))
+        return
+    use_one_thread()
+    logging.disable_progress_bar()
+    starts = Starts(options.output_dir / "starts", options.scale)
+    for seed in options.seeds:
+        for arm in arms:
+            run_once(arm, seed, starts, options.output_dir / "runs")
+
+
+def run_once(arm: Arm, seed: int, starts: Starts, folder: Path):
+    """Runs an arm unless it was run, or is being run by a process that lives, and writes its result whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{arm.id}, seed {seed}.json"
+    claim = file.with_suffix(".claim")
+    if file.is_file() or not _claim(claim):
+        return
+    try:
+        result = {"arm": dataclasses.asdict(arm), "seed": seed, **run_arm(arm, seed, starts)}
+        file.with_suffix(".new").write_text(json.dumps(result))
+        file.with_suffix(".new").replace(file)
+        after = {name: round(value, 4) for name, value in result["after"].items() if isinstance(value, float)}
+        print(f"{arm.id}, seed {seed}: {after}", flush=True)
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _claim(file: Path) -> bool:
+    try:
+        with open(file, "x") as claim:
+            claim.write(str(os.getpid()))
+        return True
+    except FileExistsError:
+        pass
+    holder = file.read_text()
+    if holder and not Path(f"/proc/{holder}").exists():
+        file.unlink(missing_ok=True)  # of a process that was killed
+        return _claim(file)
+    return False
+
+
+if __name__ == "__main__":
+    main()
