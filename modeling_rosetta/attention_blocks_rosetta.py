@@ -12,8 +12,9 @@ def visible_blocks(attention_mask) -> list[tuple[slice, slice]] | None:
     mask computes the hidden products too; block by block it saves most of them.
 
     Args:
-        attention_mask: boolean mask `(B, 1, S, K)`, true where a query sees a key. For any other, for short ones, while a graph is compiled, and
-            on devices that have flex attention or better use for one large product, there is nothing to split.
+        attention_mask: boolean mask `(B, 1, S, K)`, true where a query sees a key. For any other, for short ones, in
+            a compiled graph, and on devices that have flex attention or better use for one large product, there is
+            nothing to split.
 
     Returns:
         Pairs of a slice of the S queries and a slice of the K keys, or `None`.

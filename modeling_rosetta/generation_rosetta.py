@@ -58,8 +58,10 @@ class RosettaGenerationMixin(GenerationMixin):
         )
         cached = {}
         if not is_first_iteration and kwargs.get("use_cache", True):
-            # Images and features are in the cache after the prompt.
+            # Images and features are in the cache after the prompt, and new tokens are text, which is faster to say
+            # than to find out.
             cached = {key: None for source in sources(self.config) for key in (*source.of_tokens, *source.of_images)}
+            cached["token_type_ids"] = None
         elif token_type_ids is not None:
             num_cached = token_type_ids.shape[1] - model_inputs["token_type_ids"].shape[1]
             cached = without_cached(self.config, token_type_ids, model_inputs, num_cached)

@@ -8,9 +8,11 @@ of all images to draw, I images, C latent channels.
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +78,10 @@ class RosettaRouter(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(T, D) to logits (T, E), weights (T, K) and expert indices (T, K)."""
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        # Entering a context takes as long as the product of a single token: only where there is autocast to leave.
+        in_fp32 = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with in_fp32:
             logits = F.linear(hidden_states.float(), self.weight.float())
         weights, index = logits.softmax(-1).topk(self.top_k, dim=-1)
         return logits, weights / weights.sum(-1, keepdim=True), index
@@ -126,7 +131,7 @@ class RosettaExpertPool(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, D) to the weighted sum of the chosen experts (T, D) and the router's logits (T, E)."""
-        if len(hidden_states) == 0 and not (self.training or self.runs_idle_parts):
+        if hidden_states.shape[0] == 0 and not (self.training or self.runs_idle_parts):
             return hidden_states, hidden_states.new_zeros(0, self.experts.num_experts, dtype=torch.float32)
         logits, weights, index = self.router(hidden_states)
         return self.experts(hidden_states, index, weights.to(hidden_states.dtype)), logits
@@ -287,15 +292,6 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         return streams.merge(normed).view_as(hidden_states)
 
 
-class RosettaRouterLogits(nn.Module):
-    """Names the router logits of a layer. It stands after the layers, where they can be recorded with their gradient:
-    reentrant checkpointing runs the layers themselves without one."""
-
-    def forward(self, pools: list[str], router_logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The logits (T_pool, E) of each pool, by its name."""
-        return dict(zip(pools, router_logits, strict=True))
-
-
 class RosettaVisionModel(Qwen3VLVisionModel):
     # The library's list also names a decoder layer that this model does not have, which FSDP cannot find.
     _no_split_modules = ["Qwen3VLVisionBlock"]
@@ -317,8 +313,9 @@ class RosettaPreTrainedModel(DiffusersMethodsMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # its kernels ignore the full attention inside images
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {
-        "router_logits": OutputRecorder(RosettaRouterLogits),
+        "router_logits": OutputRecorder(RosettaComposableFFN, index=1),
         "hidden_states": RosettaDecoderLayer,
         "attentions": RosettaAttention,
     }
@@ -360,6 +357,14 @@ class RosettaPreTrainedModel(DiffusersMethodsMixin, PreTrainedModel):
                 init.zeros_(module.block.conv2.weight)
 
 
+class Routing(NamedTuple):
+    """Which tokens belong to which pool and, for each layer and pool, the router logits `(T_pool, E)`. They have their
+    gradient, unlike recorded ones, which reentrant checkpointing computes without."""
+
+    layout: TokenLayout
+    router_logits: tuple[dict[str, torch.Tensor], ...]
+
+
 @dataclass
 class RosettaModelOutput(ModelOutput):
     """
@@ -374,7 +379,7 @@ class RosettaModelOutput(ModelOutput):
         hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and `last_hidden_state`,
             `(B, S, D)`; of layers that were not asked for, `None`.
         attentions (`tuple[torch.Tensor]`, *optional*): of each layer, `(B, H, S, K)`.
-        layout (`TokenLayout`, *optional*): beside router logits, which tokens belong to which pool.
+        routing (`Routing`, *optional*): what the balance loss is computed from, with `return_routing`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -384,7 +389,7 @@ class RosettaModelOutput(ModelOutput):
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-    layout: TokenLayout | None = None
+    routing: Routing | None = None
 
 
 class RosettaModel(RosettaPreTrainedModel):
@@ -409,7 +414,6 @@ class RosettaModel(RosettaPreTrainedModel):
                 self.timestep_embedder = TimestepEmbedder(config.hidden_size)
         self.feature_in = nn.ModuleDict({t["name"]: FeatureIn(config, t) for t in config.feature_types.values()})
         self.layers = nn.ModuleList([RosettaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.router_logits = RosettaRouterLogits()
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3VLTextRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -433,7 +437,7 @@ class RosettaModel(RosettaPreTrainedModel):
         if image_grid_thw is not None:
             grids[self.vision_type] = image_grid_thw[:, 1:] // self.config.vision_config.spatial_merge_size
         if latent_grid_hw is not None:
-            grids[self.latent_type] = torch.as_tensor(latent_grid_hw, device=self.device)
+            grids[self.latent_type] = torch.as_tensor(latent_grid_hw)
         return grids
 
     @can_return_tuple
@@ -512,6 +516,7 @@ class RosettaModel(RosettaPreTrainedModel):
         latent_roles: torch.Tensor | None = None,
         shield_shared_expert: bool = False,
         use_cache: bool | None = None,
+        return_routing: bool = False,
         **kwargs,
     ) -> RosettaModelOutput:
         """See [`RosettaForCausalLMAndImageGeneration.forward`]."""
@@ -582,8 +587,9 @@ class RosettaModel(RosettaPreTrainedModel):
 
         if self.gradient_checkpointing and self.training:
             hidden_states.requires_grad_()  # or reentrant checkpointing leaves all out that comes after it
+        router_logits = []
         for index, layer in enumerate(self.layers):
-            hidden_states, *router_logits = layer(
+            hidden_states, *logits = layer(
                 hidden_states,
                 deepstack_features[index] if index < len(deepstack_features) else None,
                 layout=layout,
@@ -594,7 +600,8 @@ class RosettaModel(RosettaPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            self.router_logits(self.config.pools, router_logits)
+            if return_routing:
+                router_logits.append(dict(zip(self.config.pools, logits, strict=True)))
 
         return RosettaModelOutput(
             last_hidden_state=self.norm(hidden_states),
@@ -605,7 +612,7 @@ class RosettaModel(RosettaPreTrainedModel):
                 name: hidden_states.flatten(0, 1)[positions] for name, positions in feature_positions.items()
             },
             past_key_values=past_key_values,
-            layout=layout if kwargs.get("output_router_logits", self.config.output_router_logits) else None,
+            routing=Routing(layout, tuple(router_logits)) if return_routing else None,
         )
 
     def _check_arguments(self, arguments: dict):
@@ -661,7 +668,9 @@ class RosettaModel(RosettaPreTrainedModel):
         tokens = tuple((inputs_embeds if input_ids is None else input_ids).shape[:2])
         if isinstance(token_type_ids, int):
             if not 0 <= token_type_ids < len(self.config.token_types):
-                raise ValueError(f"`token_type_ids` must be below {len(self.config.token_types)}, got {token_type_ids}.")
+                raise ValueError(
+                    f"`token_type_ids` must be below {len(self.config.token_types)}, got {token_type_ids}."
+                )
         elif token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
             raise ValueError(f"`token_type_ids` must have shape {tokens}, got {tuple(token_type_ids.shape)}.")
         if position_ids is not None:
@@ -709,7 +718,9 @@ class RosettaModel(RosettaPreTrainedModel):
         if self.timestep_embedder is None or is_time is None:
             return embeds, positions
         if torch.compiler.is_compiling():  # without knowing how many there are
-            times = self.timestep_embedder(timesteps, embeds.dtype)[(is_time.cumsum(0) - 1).clamp(0, len(timesteps) - 1)]
+            times = self.timestep_embedder(timesteps, embeds.dtype)[
+                (is_time.cumsum(0) - 1).clamp(0, len(timesteps) - 1)
+            ]
             return torch.where(is_time[:, None], times, embeds), positions
         given = len(timesteps) > 0 and bool(is_time.any())
         if given or self.training:
@@ -994,7 +1005,8 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             past_key_values=past_key_values,
             shield_shared_expert=shield_shared_expert,
             use_cache=self.config.use_cache if use_cache is None else use_cache,
-            output_router_logits=output_router_logits or has_targets,
+            output_router_logits=False,
+            return_routing=output_router_logits or has_targets,
             return_dict=True,
         )
 
@@ -1033,9 +1045,10 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                     count = len(targets) if num_feature_targets is None else num_feature_targets[name]
                     feature_losses[name] = feature_flow_sum(feature_velocity, targets) / _at_least_one(count)
                     loss = loss + self.config.flow_loss_coef * feature_losses[name]
-            real_tokens = self._real_tokens(outputs.last_hidden_state, attention_mask, sequence_ids, outputs.layout)
+            layout, router_logits = outputs.routing
+            real_tokens = self._real_tokens(outputs.last_hidden_state, attention_mask, sequence_ids, layout)
             aux_loss, capacity_rate = routing_losses(
-                outputs.router_logits, real_tokens, self.config.pools_of_stream, self.config.num_experts_per_tok
+                router_logits, real_tokens, self.config.pools_of_stream, self.config.num_experts_per_tok
             )
             loss = loss + self.config.router_aux_loss_coef * aux_loss
 
@@ -1050,7 +1063,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             aux_loss=aux_loss,
             capacity_rate=capacity_rate,
             past_key_values=outputs.past_key_values,
-            router_logits=outputs.router_logits if output_router_logits else None,
+            router_logits=outputs.routing.router_logits if output_router_logits else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

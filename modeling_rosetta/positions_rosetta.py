@@ -38,7 +38,8 @@ def image_index(token_type_ids: torch.Tensor, token_type: int, tokens_per_image:
     of_type = token_type_ids == token_type
     if torch.compiler.is_compiling():  # which image a token is of is then read off the number of tokens before it
         before = of_type.flatten().cumsum(0) - 1
-        image = torch.searchsorted(tokens_per_image.cumsum(0), before, right=True).view_as(of_type)
+        ends = tokens_per_image.to(token_type_ids.device).cumsum(0)
+        image = torch.searchsorted(ends, before, right=True).view_as(of_type)
         return torch.where(of_type, image, -1)
     images = torch.arange(len(tokens_per_image), device=token_type_ids.device)
     owners = images.repeat_interleave(tokens_per_image.to(token_type_ids.device))

@@ -57,7 +57,7 @@ class TokenGroups:
         return torch.cat(parts).index_select(0, self.inverse)
 
     def split_mask(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A boolean mask (T,) as one (T_group,) a group, false at tokens that a group gets though they are another's."""
+        """A boolean mask (T,) to one (T_group,) a group, false at tokens that a group gets but that are another's."""
         parts = self.split(mask)
         if self.is_of_group is None:
             return parts
@@ -90,12 +90,12 @@ def token_layout(
     types = config.token_types
     sizes = None
     if type_of_all is not None:
-        sizes = [len(token_types) if index == type_of_all else 0 for index in range(len(types))]
+        sizes = [token_types.shape[0] if index == type_of_all else 0 for index in range(len(types))]
     elif not torch.compiler.is_compiling():
         sizes = torch.bincount(token_types, minlength=len(types)).tolist()
         if len(sizes) > len(types):
             raise ValueError(f"`token_type_ids` must be below {len(types)}, got {len(sizes) - 1}.")
-    shared_experts = [*config.shared_experts, None]
+    pools, streams, shared_experts = config.pools, config.attention_streams, [*config.shared_experts, None]
     shielded = None
     if shield_shared_expert:
         # Other types' experts warm up first. Where types share their experts too, as in MoE, nothing is shielded.
@@ -103,8 +103,8 @@ def token_layout(
         shields = [t["expert_pool"] != pool and t["shared_expert"] == expert for t in types]
         shielded = torch.tensor(shields, device=token_types.device)[token_types, None]
     return TokenLayout(
-        pools=TokenGroups([config.pools.index(t["expert_pool"]) for t in types], token_types, sizes),
-        streams=TokenGroups([config.attention_streams.index(t["attention_stream"]) for t in types], token_types, sizes),
+        pools=TokenGroups([pools.index(t["expert_pool"]) for t in types], token_types, sizes),
+        streams=TokenGroups([streams.index(t["attention_stream"]) for t in types], token_types, sizes),
         shared_experts=TokenGroups([shared_experts.index(t["shared_expert"]) for t in types], token_types, sizes),
         shielded=shielded,
     )
