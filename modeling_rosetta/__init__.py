@@ -6,6 +6,7 @@ from .latent_codec_rosetta import decode_latents, encode_images
 from .modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaModel, RosettaPreTrainedModel
 from .pipeline import RosettaPipeline
 from .processing_rosetta import RosettaProcessor
+from .quantization_rosetta import RosettaQuantizationConfig
 from .upcycling_rosetta import text_config_from_dense, upcycle, upcycling_rules
 
 
@@ -16,6 +17,7 @@ __all__ = [
     "RosettaPipeline",
     "RosettaPreTrainedModel",
     "RosettaProcessor",
+    "RosettaQuantizationConfig",
     "decode_latents",
     "encode_images",
     "mount",

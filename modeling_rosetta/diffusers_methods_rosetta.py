@@ -5,6 +5,8 @@ import os
 import torch
 from transformers import PreTrainedModel
 
+from .quantization_rosetta import check_experts_are_quantized
+
 
 # diffusers' names of the attention that transformers has by others.
 ATTENTION_BACKENDS = {"native": "sdpa", "flex": "flex_attention", "_native_math": "eager"}
@@ -17,6 +19,13 @@ PUBLISHING = (
 
 class DiffusersMethodsMixin:
     """For a [`PreTrainedModel`]; diffusers is imported by what needs it."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Raises a `ValueError` if a `quantization_config` did not reach the experts."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        check_experts_are_quantized(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def set_attention_backend(self, backend: str):
         """

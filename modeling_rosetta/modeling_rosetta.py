@@ -53,6 +53,7 @@ from .positions_rosetta import (
     places_of,
     positions_in_sequence,
 )
+from .quantization_rosetta import is_packed, weight_of
 from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
@@ -99,7 +100,8 @@ class RosettaExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def __getattr__(self, name: str):
-        value = super().__getattr__(name)
+        packed = name in ("gate_up_proj", "down_proj") and is_packed(self, name)
+        value = weight_of(self, name) if packed else super().__getattr__(name)
         if name in ("gate_up_proj", "down_proj") and value.device.type != "meta":
             # Grouped products are none that autocast knows (https://github.com/pytorch/pytorch/issues/174763).
             if torch.is_autocast_enabled(value.device.type):

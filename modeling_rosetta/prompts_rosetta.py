@@ -1,5 +1,6 @@
 """The prompts of a drawing: their rows of tokens, and their keys and values, which are computed once."""
 
+import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
@@ -139,7 +140,38 @@ def image_columns(rows: dict[str, torch.Tensor], config, vision_start_token_id: 
     return marks[-1], columns[0], columns[-1] + 1
 
 
-def rows_of_encoded(
+def lay_out(
+    pipe,
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    height: int | None,
+    width: int | None,
+    system_prompt: str | None,
+    max_sequence_length: int,
+    encoded: tuple[tuple, tuple] = ((None, None), (None, None)),
+    num_images_per_prompt: int = 1,
+) -> Prompts:
+    """The [`Prompts`] of a drawing, on the device that the pipeline `pipe` runs on; the arguments are its call's."""
+    processor, config, start = pipe.processor, pipe.transformer.config, pipe.processor.vision_start_token_id
+    height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
+    is_known = [given[0] is not None for given in encoded]
+    texts = [""] * len(encoded[0][0]) if is_known[0] else prompt
+    rows = processor.draw_prompt(texts, height, width, negative_prompt, system_prompt=system_prompt)
+    length = image_columns(rows, config, start)[1]
+    if length > max_sequence_length:
+        raise ValueError(
+            f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
+            f"(`max_sequence_length`), got {length}."
+        )
+    known: tuple = tuple(given if given[0] is not None else None for given in encoded)
+    if any(is_known):
+        rows, known = _rows_of_encoded(rows, known, config, start, processor.tokenizer.pad_token_id)
+    rows = {key: rows[key].to(pipe._execution_device) for key in ROWS}
+    has_others = is_known[1] or not is_known[0] or negative_prompt is not None
+    return Prompts(pipe.transformer, rows, start, num_images_per_prompt, known, has_others)
+
+
+def _rows_of_encoded(
     rows: dict[str, torch.Tensor],
     encoded: tuple[Encoded | None, ...],
     config,
@@ -203,4 +235,4 @@ def _cache(transformer, kinds: list[list[tuple[torch.Tensor, torch.Tensor]]]) ->
     return cache
 
 
-__all__ = ["NO_OTHERS", "Prompts", "encoded_size", "image_columns", "rows_of_encoded"]
+__all__ = ["NO_OTHERS", "Prompts", "encoded_size", "image_columns", "lay_out"]

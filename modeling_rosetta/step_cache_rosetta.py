@@ -1,53 +1,59 @@
-"""Steps that do not run the model: their velocity follows from those of the steps before."""
+"""Steps that do not run the layers of the transformer, as what these add to the latents hardly changes."""
 
 import torch
 
 
 class StepCache:
     """
-    Predicts a velocity along the line through the last two that the model computed, as long as it would change by less
-    than `threshold`, relative to its norm, from the last: how much it changes in a unit of time is taken from these
-    two. So steps are skipped where the path of the image is straight, and not where it bends.
-
-    It works on the guided velocity, whatever the scheduler, and skips the transformer whole: no state of its own, such
-    as the keys and values of the prompts, is half updated. It keeps two tensors of the size of the latents.
+    Runs the transformer for a step, or takes from an earlier one what its layers have added to the embedded latents:
+    as long as the embeddings have changed by less than `threshold` since, their relative L1 changes from step to step
+    added up (the measure of TeaCache, https://arxiv.org/abs/2411.19108, on embeddings that know the time). The blocks
+    before and after the layers run in every step, at the step's own time. It decides for all images of a call at once.
 
     Args:
-        threshold (`float`): 0 never skips a step.
+        transformer ([`RosettaForCausalLMAndImageGeneration`])
+        threshold (`float`): 0 runs every step.
     """
 
-    def __init__(self, threshold: float):
-        self.threshold = threshold
-        self._computed: list[tuple[float, torch.Tensor]] = []
-        self._depends_on: tuple = ()
+    def __init__(self, transformer, threshold: float):
+        self.transformer, self.threshold = transformer, threshold
+        self._prompt_inputs: dict | None = None
+        self._embeds = self._added = torch.empty(0)
+        self._change = 0.0
 
-    def predict(self, sigma: float, *depends_on: object) -> torch.Tensor | None:
-        """
-        The velocity at the time `sigma`, or `None` if the model is to compute it: also if it depends, beside the time
-        and the image, on other objects than before.
-        """
-        if any(new is not old for new, old in zip(depends_on, self._depends_on or depends_on, strict=True)):
-            self._computed = []
-        self._depends_on = depends_on
-        if len(self._computed) < 2:
-            return None
-        (before, old), (last, new) = self._computed
-        share = (sigma - last) / (last - before)
-        difference, size = ((new - old).flatten(1).norm(dim=1), new.flatten(1).norm(dim=1))
-        change = share * float((difference / size.clamp(min=1e-12)).max())  # of the image that changes most
-        return new + share * (new - old) if change < self.threshold else None
-
-    def keep(self, sigma: float, velocity: torch.Tensor) -> torch.Tensor:
-        """Keeps, and returns, what the model has computed."""
-        if self.threshold > 0:
-            self._computed = [*(known for known in self._computed[-1:] if known[0] != sigma), (sigma, velocity)]
+    def velocity(self, prompt_inputs: dict, noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The velocity `(L, C)` of `noisy_latents` `(L, C)` at `timesteps` `(I,)`, after `prompt_inputs`."""
+        if self.threshold == 0:
+            return self._run(prompt_inputs, noisy_latents, timesteps)
+        latent_in, latent_out = self.transformer.model.latent_in, self.transformer.latent_out
+        grids = prompt_inputs["latent_grid_hw"].tolist()
+        if prompt_inputs is self._prompt_inputs:
+            embeds = latent_in(noisy_latents.to(self._embeds.dtype), timesteps, grids)
+            self._change += float((embeds - self._embeds).abs().mean() / self._embeds.abs().mean())
+            self._embeds = embeds
+            if self._change < self.threshold:
+                return latent_out(embeds + self._added, timesteps, grids)
+        seen = {}
+        hooks = [
+            latent_in.register_forward_hook(lambda module, inputs, output: seen.update(embeds=output)),
+            latent_out.register_forward_pre_hook(lambda module, inputs: seen.update(hidden_states=inputs[0])),
+        ]
+        try:
+            velocity = self._run(prompt_inputs, noisy_latents, timesteps)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._prompt_inputs, self._change = prompt_inputs, 0.0
+        self._embeds, self._added = seen["embeds"], seen["hidden_states"] - seen["embeds"]
         return velocity
 
-    def checked(self, latents: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
-        """`replaced`; if these are others than `latents`, another path begins, of which nothing is known."""
-        if replaced is not latents:
-            self._computed = []
-        return replaced
+    def _run(self, prompt_inputs: dict, noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        velocity = self.transformer(
+            **prompt_inputs, noisy_latents=noisy_latents, timesteps=timesteps, logits_to_keep=1
+        ).velocity
+        # The next step reads the prompt's keys and values again, but not this step's.
+        prompt_inputs["past_key_values"].crop(-prompt_inputs["input_ids"].shape[1])
+        return velocity
 
 
 __all__ = ["StepCache"]
