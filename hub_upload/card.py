@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration
+from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, RosettaQuantizationConfig
 
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -29,6 +29,10 @@ FACTS = (
     "datasets",
     "language",
     "tags",
+    "prompt",
+    "question",
+    "num_inference_steps",
+    "guidance_scale",
 )
 TAGS = ["rosetta", "multimodal", "mixture-of-experts", "diffusers"]
 
@@ -46,6 +50,10 @@ def model_card(
     datasets: list[str] | None = None,
     language: list[str] | None = None,
     tags: list[str] | None = None,
+    prompt: str | None = None,
+    question: str | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
 ) -> ModelCard:
     """
     The card of a saved repository. The architecture comes from its configuration, the training from `training.json`,
@@ -61,6 +69,8 @@ def model_card(
         datasets (`list[str]`, *optional*): Hub ids.
         language (`list[str]`, *optional*): e.g. `["en"]`.
         tags (`list[str]`, *optional*): further ones.
+        prompt, question (`str`, *optional*): what the examples draw, and ask about a picture: what it was trained on.
+        num_inference_steps (`int`), guidance_scale (`float`, *optional*): with which it was found to draw well.
 
     Raises:
         ValueError: if `folder` is not of a Rosetta model, or one of the facts is not as the Hub wants it.
@@ -73,11 +83,17 @@ def model_card(
     repo_id = repo_id or folder.resolve().name
     base_model = [base_model] if isinstance(base_model, str) else base_model
     _check(repo_id, license, license_name, license_link, base_model, datasets, language)
+    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    settings = {name: value for name, value in settings.items() if value is not None}
 
     config = RosettaConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = RosettaForCausalLMAndImageGeneration(config)
     sees, draws = (config.token_type_index(source) is not None for source in ("pixel_values", "noisy_latents"))
+    record = _json(folder / "training.json") or {"command": None, "stages": []}
+    pictures = sorted(file.name for file in folder.glob("assets/*") if file.suffix.lower() in PICTURES)
+    samples = [name for name in pictures if name != CURVES]
+    gallery = [{"text": prompt or _words(name), "output": {"url": f"assets/{name}"}} for name in samples]
     card_data = ModelCardData(
         library_name="transformers",
         # What `pipeline(tag)` does with it: transformers' "any-to-any" draws nothing. That is a tag of its own.
@@ -89,9 +105,8 @@ def model_card(
         datasets=datasets,
         language=language,
         tags=list(dict.fromkeys([*TAGS, *(["text-to-image"] if draws else []), *(tags or [])])),
+        **({"widget": gallery} if gallery and draws else {}),
     )
-    record = _json(folder / "training.json") or {"command": None, "stages": []}
-    pictures = sorted(file.name for file in folder.glob("assets/*") if file.suffix.lower() in PICTURES)
     card = ModelCard.from_template(
         card_data,
         template_str=(files("hub_upload") / "model_card.md").read_text(encoding="utf-8"),
@@ -110,7 +125,11 @@ def model_card(
         stage_results=_stage_results(record["stages"]),
         benchmarks=_benchmarks(folder),
         curves=CURVES if CURVES in pictures else None,
-        samples=[name for name in pictures if name != CURVES],
+        samples={name: _words(name) for name in samples},
+        prompt=json.dumps(prompt or "a red apple", ensure_ascii=False),
+        question=json.dumps(question or "What is this?", ensure_ascii=False),
+        settings=settings,
+        memory=_memory(model),
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
     return card
@@ -166,6 +185,25 @@ def _sizes(model: RosettaForCausalLMAndImageGeneration) -> dict[str, str]:
     if config.token_type_index("noisy_latents") is not None:
         sizes["Parameters, latent projections"] = f"{_count(base.latent_in, model.latent_out):,}"
     return sizes
+
+
+def _words(picture: str) -> str:
+    return picture.rsplit(".", 1)[0].replace("_", " ")
+
+
+def _memory(model: RosettaForCausalLMAndImageGeneration) -> dict[str, str]:
+    """Of the weights, by how they are loaded; and of what is kept of a token."""
+    config = model.config
+    experts = _count(*(pool.experts for layer in model.model.layers for pool in layer.mlp.pools.values()))
+    others = _count(model) - experts
+    group = RosettaQuantizationConfig().group_size
+    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    memory = {"float32": 4 * (experts + others), "bfloat16 or float16": 2 * (experts + others)}
+    if config.hidden_size % group == config.intermediate_size % group == 0:
+        for bits in (8, 4):
+            memory[f"bfloat16, experts of {bits} bits"] = experts * (bits + 32 / group) / 8 + 2 * others
+    sizes = {name: f"{size / 1e6:,.1f} MB" for name, size in memory.items()}
+    return {**sizes, "beside them, for each 1,000 tokens in bfloat16": f"{2 * kept * 1000 / 1e6:,.1f} MB"}
 
 
 def _weights(folder: Path, config: RosettaConfig) -> str:
@@ -241,6 +279,10 @@ def add_facts(parser: argparse.ArgumentParser):
     facts.add_argument("--datasets", nargs="+", metavar="ID", help="Hub ids of what it was trained on")
     facts.add_argument("--language", nargs="+", metavar="CODE", help="e.g. en")
     facts.add_argument("--tags", nargs="+", metavar="TAG", help="further tags of the Hub")
+    facts.add_argument("--prompt", help="what the example draws")
+    facts.add_argument("--question", help="what the example asks about a picture")
+    facts.add_argument("--num-inference-steps", type=int, metavar="N", help="with which it was found to draw well")
+    facts.add_argument("--guidance-scale", type=float, metavar="X", help="with which it was found to draw well")
 
 
 def facts_of(options: argparse.Namespace) -> dict:

@@ -168,3 +168,31 @@ def test_the_command_previews_it(recorded, capsys):
 def test_the_template_of_the_package_is_the_projects():
     top = Path(__file__).parents[2]
     assert (top / "hub_upload" / "model_card.md").read_text() == (top / "model_card.md").read_text()
+
+
+def test_samples_come_first_and_hyperparameters_last(recorded):
+    headings = re.findall(r"^## (.*)$", model_card(recorded).text, re.MULTILINE)
+    assert headings[0] == "Samples" and headings[-1] == "Hyperparameters"
+    assert headings.index("Intended use and limits") < headings.index("Architecture")
+
+
+def test_its_gallery_and_examples_are_of_what_was_given(recorded):
+    given = {"prompt": 'a "red" stone', "question": "Which one?", "num_inference_steps": 20, "guidance_scale": 3.5}
+    card = model_card(recorded, **given)
+    assert card.data.widget == [{"text": 'a "red" stone', "output": {"url": "assets/drawn_stones.png"}}]
+    assert metadata_errors(str(card)) == []
+    draw, ask = re.findall(r"^```python\n(.*?)^```", card.text, re.DOTALL | re.MULTILINE)[1:3]
+    assert 'a \\"red\\" stone' in draw and "num_inference_steps=20" in draw and "guidance_scale=3.5" in draw
+    assert '"Which one?"' in ask and "These settings were found good" in card.text
+    assert "is not recorded" in model_card(recorded).text
+
+
+def test_memory_is_counted_by_dtype(tmp_path):
+    model = tiny_model(hidden_size=64, intermediate_size=64)
+    model.save_pretrained(tmp_path)
+    rows = dict(re.findall(r"^\| (.*?) \| ([\d.,]+) MB \|$", model_card(tmp_path, repo_id="Tiny").text, re.MULTILINE))
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert rows["float32"] == f"{4 * total / 1e6:,.1f}" and rows["bfloat16 or float16"] == f"{2 * total / 1e6:,.1f}"
+    small = 2 * (total - experts) + experts * 4.5 / 8
+    assert rows["bfloat16, experts of 4 bits"] == f"{small / 1e6:,.1f}"

@@ -83,7 +83,7 @@ def test_what_was_quantised_is_saved_and_loaded_as_it_is(saved, tmp_path):
     assert not torch.allclose(drawn, tiny_pipeline()("x", **asked).images, atol=1e-3)
     pipe.save_pretrained(tmp_path / "small")
     file = "model.safetensors"
-    assert (tmp_path / "small" / file).stat().st_size < 0.8 * (saved / file).stat().st_size
+    assert (tmp_path / "small" / file).stat().st_size < 0.85 * (saved / file).stat().st_size
     assert json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]["bits"] == 4
     again = DiffusionPipeline.from_pretrained(tmp_path / "small", trust_remote_code=True)
     assert torch.equal(again("x", **asked).images, drawn)
