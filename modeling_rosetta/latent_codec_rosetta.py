@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from .latent_roles_rosetta import COPY
+from .latent_roles_rosetta import has_latents
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def with_latents(inputs: dict, vae) -> dict:
         raise ValueError("`vae` must be given: there are images to draw as pixels, and not as latents.")
     inputs = dict(inputs)
     grids, roles = inputs["latent_grid_hw"], inputs.get("latent_roles")
-    grids = grids if roles is None else grids[roles != COPY]
+    grids = grids if roles is None else grids[has_latents(roles)]
     inputs["latents"] = encode_pixels(vae, inputs.pop("latent_pixels"), grids)
     return inputs
 

@@ -18,11 +18,17 @@ COPY = -1  # of the draft before it, clean
 CONTEXT = 0  # clean
 DRAWN = 1
 DRAFT = 2
+EMPTY = 3  # to draw, of a size, in inference
 
 
 def is_drawn(latent_roles: torch.Tensor) -> torch.Tensor:
     """Which images `(I,)` have a velocity to predict."""
     return latent_roles > 0
+
+
+def has_latents(latent_roles: torch.Tensor) -> torch.Tensor:
+    """Which images `(I,)` a batch of the processor has latents or pixels of."""
+    return (latent_roles != COPY) & (latent_roles != EMPTY)
 
 
 def draft_index(
@@ -92,7 +98,9 @@ __all__ = [
     "COPY",
     "DRAFT",
     "DRAWN",
+    "EMPTY",
     "draft_index",
+    "has_latents",
     "is_drawn",
     "seen_by_itself",
     "with_copies",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .conversation_rosetta import AUTHORS_INFERENCE, LAYOUTS, Turn
-from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN
+from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN, EMPTY, has_latents
 from .positions_rosetta import image_index
 
 
@@ -197,9 +197,11 @@ def _images(sample: dict, processor) -> dict[int, dict]:
     if (grids := sample.get("latent_grid_hw")) is not None:
         roles = _roles(sample)
         number = image_index(types, latent, grids.prod(-1))[0].tolist()
-        given = iter(sample["latents"].split(grids[roles != COPY].prod(-1).tolist()))
+        given = iter(sample.get("latents", torch.empty(0)).split(grids[has_latents(roles)].prod(-1).tolist()))
         for i, (grid, role) in enumerate(zip(grids.tolist(), roles.tolist(), strict=True)):
-            if role != COPY:
+            if role == EMPTY:
+                images[number.index(i)] = {"type": "latents", "grid_hw": grid}
+            elif role != COPY:
                 kind = "image" if role == CONTEXT else "latents"
                 images[number.index(i)] = {"type": kind, "latents": next(given).T.unflatten(1, grid)}
     return images

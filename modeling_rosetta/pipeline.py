@@ -124,7 +124,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         from .flow_scheduler_rosetta import set_times
 
         set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
-        self._num_timesteps = len(self.scheduler.timesteps)
 
     @torch.no_grad()
     def encode_prompt(
@@ -183,22 +182,27 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         velocity = self._step_cache.velocity(prompt_inputs, tokens, sigma.expand(num_rows))
 
         velocity = velocity.float().unflatten(0, (num_rows, -1)).transpose(1, 2).unflatten(2, latents.shape[2:])
-        conditional, unconditional = velocity[: len(latents)], velocity[len(latents) :]
-        if len(unconditional) == 0:
+        conditional, *others = velocity.split(len(latents))
+        if not others:
             return conditional
-        return guided(conditional, unconditional, self._guidance_scale, self._guidance_rescale, self._use_zero_star)
+        unconditional, *without_images = others
+        how = (self._guidance_scale, self._guidance_rescale, self._use_zero_star)
+        return guided(conditional, unconditional, *how, *without_images, image_scale=self._image_guidance_scale)
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        image=None,
         height: int | None = None,
         width: int | None = None,
+        strength: float | None = None,
         num_inference_steps: int = 50,
         sigmas: list[float] | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 5.0,
+        image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_zero_star: bool = False,
@@ -223,7 +227,13 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             prompt (`str` or `list[str]`): what to draw.
             negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; by default `<｜cfg｜>`
                 in place of each token of the prompt, as in training. Costs nothing beside guidance.
-            height, width (`int`, *optional*): in pixels; by default the square that the model was trained around.
+            image (*optional*): what to draw from, as [`~images_rosetta.read_image`] takes it: an image for all
+                prompts, a list of several for one, or a list with an image or a list for each. It is read once, before
+                the prompt, as the processor's `layout` and `image_embeds_from` say.
+            height, width (`int`, *optional*): in pixels; by default the size for images of the shape of `image`, or
+                the square that the model was trained around.
+            strength (`float`, *optional*): in (0, 1]: `image` is not read, but drawn over: mixed with noise as far as
+                at this time, from where the steps start. For models that have not learned to draw from images.
             num_inference_steps (`int`, defaults to 50)
             sigmas (`list[float]`, *optional*): the times to step through in place of `num_inference_steps` equal
                 steps; 1 is noise, the last step goes to 0. Not every scheduler takes them.
@@ -232,6 +242,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                 unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks change, begin or end it
                 for the steps after theirs: `pipe._guidance_scale = 1.0`. Begun, it reads the unconditional prompts
                 first, once; ended, it costs nothing more.
+            image_guidance_scale (`float`, *optional*): guides by `image`, too, away from the unconditional velocity
+                without it: above 1, the drawing is truer to it. A step then costs three times one without guidance.
             guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast of high scales: how
                 far the velocity gets the standard deviation of the conditional one. Costs nothing.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the times from and to which there is
@@ -268,6 +280,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         from .flow_scheduler_rosetta import in_use
         from .latent_codec_rosetta import decode_latents
         from .prompts_rosetta import lay_out
+        from .source_images_rosetta import check_source_images, first_step, read_images, size_of, started_latents
         from .step_cache_rosetta import StepCache
 
         # 1. Check the arguments
@@ -294,6 +307,12 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs=tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
+        num_prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
+        images = read_images(image, num_prompts, not isinstance(prompt, str))
+        check_source_images(self, images, strength, image_guidance_scale, latents, encoded)
+        if images is not None and height is None and width is None:
+            height, width = size_of(images, self.processor)
+        self._image_guidance_scale = image_guidance_scale
         self._guidance_scale, self._guidance_interval = guidance_scale, guidance_interval
         self._guidance_rescale, self._use_zero_star = guidance_rescale, use_zero_star
         self._attention_kwargs, self._current_timestep, self._interrupt = attention_kwargs, None, False
@@ -303,15 +322,21 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             # 2. Lay out the tokens: a row for each prompt, and one for each of what guidance leads away from
             generator = list(generator) if isinstance(generator, tuple) else generator
             texts = (prompt, negative_prompt, height, width, system_prompt, max_sequence_length)
-            prompts = lay_out(self, *texts, encoded, num_images_per_prompt)
+            shown = images if strength is None else None
+            prompts = lay_out(self, *texts, encoded, num_images_per_prompt, shown, image_guidance_scale is not None)
 
             # 3. Set the times
             self.set_times(num_inference_steps, sigmas, timesteps, prompts.grid_hw[0] * prompts.grid_hw[1], device)
-            timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
+            first = 0 if strength is None else first_step(self.scheduler, strength)
+            timesteps, sigmas = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
+            self._num_timesteps = len(timesteps)
 
             # 4. Draw the noise
             num_images = num_images_per_prompt * prompts.num_prompts
             latents = self.prepare_latents(num_images, prompts.grid_hw, device, generator, latents)
+            if strength is not None:
+                patch = self.processor.latent_patch_size
+                latents = started_latents(self.vae, images, latents, float(sigmas[0]), patch)
             for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
             # 5. Denoise; the first step computes the keys and values of the prompts
@@ -321,8 +346,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                     if self.interrupt:
                         break
                     self._current_timestep = timestep
-                    prompt_inputs = prompts.inputs(self.is_guided_at(sigmas[i]))
-                    velocity = self.predict_velocity(latents, self.scheduler.sigmas[i].to(device), prompt_inputs)
+                    prompt_inputs = prompts.inputs(self.is_guided_at(float(sigmas[i])))
+                    velocity = self.predict_velocity(latents, sigmas[i].to(device), prompt_inputs)
                     latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
                     if callback_on_step_end is not None:
                         given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}

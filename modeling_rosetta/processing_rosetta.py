@@ -25,9 +25,10 @@ from .conversation_rosetta import (
     find_turns,
     read_conversation,
 )
+from .drawing_rows_rosetta import drawing_rows
 from .drawings_rosetta import all_of, encode_drawings, fill_in, given_drawings, image_list, vae_image
 from .images_rosetta import read_image
-from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN
+from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN, EMPTY
 from .layout_rosetta import (
     JOINT,
     check_layout,
@@ -427,9 +428,12 @@ class RosettaProcessor(ProcessorMixin):
         negative_prompt: str | list[str] | None = None,
         do_classifier_free_guidance: bool = True,
         system_prompt: str | None = None,
+        images: list[list] | None = None,
+        guides_by_images: bool = False,
     ) -> BatchFeature:
         """
-        The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them.
+        The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them,
+        which still have the images; with `guides_by_images`, then B without these, too.
         Padding is on the left, so that the images of all rows stand at the same columns, at the end.
 
         Args:
@@ -439,48 +443,20 @@ class RosettaProcessor(ProcessorMixin):
                 rows; by default `<｜cfg｜>` in place of each token of the prompt.
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return unconditional rows.
             system_prompt (`str`, *optional*): the system's turn that all rows start with.
+            images (`list[list]`, *optional*): those to draw from, of each prompt, as
+                [`~images_rosetta.read_image`] takes them. They stand in the user's turn, before the prompt.
+            guides_by_images (`bool`, defaults to `False`)
 
         Returns:
             [`BatchFeature`] of tensors `input_ids`, `token_type_ids`, `attention_mask` `(2B, S)` and `latent_grid_hw`
-            `(2B, 2)`.
+            `(2B, 2)`; with images what `__call__` returns of them.
 
         Raises:
-            ValueError: if a prompt is no string, prompts differ in number, or a size is no multiple of
-                `latent_patch_size`.
+            ValueError: if a prompt is no string, prompts differ in number, an image cannot be read, or a size is no
+                multiple of `latent_patch_size`.
         """
-        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
-        negatives = list(negative_prompt) if isinstance(negative_prompt, (list, tuple)) else negatives
-        plain_text = self._plain_text()
-        for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
-            for i, text in enumerate(texts):
-                plain_text.mark([text], f"`{name}`: prompt {i}")
-        if negatives and len(negatives) != len(prompts):
-            raise ValueError(
-                f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
-                f"got {len(negatives)}."
-            )
-        negatives = negatives if do_classifier_free_guidance else []
-        height, width = (self.base_size if size is None else size for size in (height, width))
-        slot = {"type": "latents", "height": height, "width": width}
-        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        conversations = [
-            [*system, {"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
-            for text in prompts + negatives
-        ]
-        batch = self.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, padding=False, truncation=False
-        )
-        if do_classifier_free_guidance and not negatives:
-            batch["input_ids"] += [
-                np.where(self._user_tokens(row), self.cfg_token_id, row).tolist() for row in batch["input_ids"]
-            ]
-            for key in ("token_type_ids", "attention_mask", "latent_grid_hw"):
-                batch[key] += batch[key]
-        rows = self._pad({key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")}, "left")
-        return BatchFeature({**rows, "latent_grid_hw": batch["latent_grid_hw"]}, tensor_type="pt")
+        arguments = (prompt, height, width, negative_prompt, do_classifier_free_guidance, system_prompt)
+        return drawing_rows(self, *arguments, images, guides_by_images)
 
     def preprocess_vae_image(self, image) -> torch.Tensor:
         """
@@ -698,8 +674,8 @@ class RosettaProcessor(ProcessorMixin):
             ]
             shown = {*roles} - {DRAWN}
         else:
-            roles = [DRAWN if drawing.size is not None else CONTEXT for drawing in drawings]
-            shown = {*roles} == {DRAWN, CONTEXT}
+            roles = [EMPTY if drawing.size is not None else CONTEXT for drawing in drawings]
+            shown = {*roles} == {EMPTY, CONTEXT}
         slots = [(*grid, role) for grid, role in zip(grids, roles, strict=True)]
         pairs = [[slot] if slot[2] != DRAFT else [slot, (*slot[:2], COPY)] for slot in slots]
         batch["latent_grid_hw"] = [[height, width] for pair in pairs for height, width, _ in pair]
