@@ -182,7 +182,9 @@ def read_conversation(
 
 
 def _place_image(item: dict, parts: dict[str, list], layout: str, embeds_from: list[str]) -> list[dict]:
-    """Adds an image to understand to `parts`; returns what the template is told of it."""
+    """Adds an image to understand to `parts`; returns what the template is told of it. An item may say itself what it
+    is given as: one that was drawn is in the context as latents already."""
+    embeds_from = item["embeds_from"] or embeds_from
     if "noisy_latents" in embeds_from:
         number = len(parts["images"]) if item["latents"] is None else None
         parts["drawings"].append(Drawing(latents=item["latents"], number=number, is_context=True))
@@ -208,8 +210,7 @@ def _read_item(item: dict, where: str, allowed: list[str]) -> dict:
     """Its `type` and, of a text, `text`; else `value`, `None` if it was left out of the item."""
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "image_url" and "image" in allowed:  # OpenAI's
-        url = item.get("image_url")
-        item, kind = {"url": url.get("url") if isinstance(url, dict) else url}, "image"
+        kind = "image"
     if not isinstance(kind, str) or kind not in allowed:
         raise ValueError(f"`conversation`: {where} may hold {allowed}, got {reprlib.repr(kind or item)}.")
     if kind == "text":
@@ -219,11 +220,20 @@ def _read_item(item: dict, where: str, allowed: list[str]) -> dict:
             )
         return {"type": "text", "text": item["text"]}
     if kind == "image":
-        return {"type": kind, "value": _image(item, where), "latents": item.get("latents")}
+        return {
+            "type": kind,
+            "value": image_of(item, where),
+            "latents": item.get("latents"),
+            "embeds_from": item.get("embeds_from"),
+        }
     return {"type": kind, "value": _drawing(item, where) if kind == "latents" else item.get(kind)}
 
 
-def _image(item: dict, where: str):
+def image_of(item: dict, where: str):
+    """The image of an item, `None` if it was left out."""
+    if item.get("type") == "image_url":
+        url = item.get("image_url")
+        item = {"url": url.get("url") if isinstance(url, dict) else url}
     given = [key for key in IMAGE_KEYS if item.get(key) is not None]
     if len(given) > 1:
         raise ValueError(f"`conversation`: an image of {where} must have one of {list(IMAGE_KEYS)}, got {given}.")
@@ -236,7 +246,9 @@ def _image(item: dict, where: str):
 def _drawing(item: dict, where: str) -> Drawing:
     if item.get("latents") is None and item.get("height") is not None and item.get("width") is not None:
         return Drawing(size=(item["height"], item["width"]))
-    return Drawing(latents=item["latents"]) if item.get("latents") is not None else Drawing(image=_image(item, where))
+    return (
+        Drawing(latents=item["latents"]) if item.get("latents") is not None else Drawing(image=image_of(item, where))
+    )
 
 
 def fill(slots: list, given: list | None, name: str) -> list | None:
@@ -269,5 +281,6 @@ __all__ = [
     "Turn",
     "fill",
     "find_turns",
+    "image_of",
     "read_conversation",
 ]

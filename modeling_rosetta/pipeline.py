@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -364,6 +364,18 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             images = self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> dict | list[dict]:
+        """Text and images in one answer, see [`~answering_rosetta.answer`]."""
+        from .answering_rosetta import answer
+
+        return answer(self, conversation, **arguments)
+
+    def stream_answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> Iterator:
+        """The items of an answer as they come, see [`~answering_rosetta.stream_answer`]."""
+        from .answering_rosetta import stream_answer
+
+        return stream_answer(self, conversation, **arguments)
 
     def load_lora_weights(
         self,
