@@ -1,6 +1,7 @@
 """
 Training steps of Rosetta-3.8B-A1B on one GPU, as the last stage makes them: rows of 8,192 tokens of texts, questions
-about images and images to draw, bf16 over fp32 weights, AdamW. Needs about 80 GB. Prints and writes as JSON tokens a
+about images and images to draw, bf16 over fp32 weights, AdamW, activations recomputed. Needs 80 GB. Prints and writes
+as JSON tokens a
 second, MFU and peak memory with MAOP and without it, and the operations that most of the time goes to.
 
     python benchmarks/full_step_gpu.py [--output FILE] [--steps N]
@@ -83,6 +84,7 @@ def train(model, length: int, side: int, steps: int, maop: bool, callbacks=None)
             logging_steps=1,
             per_device_train_batch_size=1,
             bf16=True,
+            gradient_checkpointing=True,
             use_cpu=model.device.type == "cpu",
             learning_rate=1e-5,
             generation_learning_rate=1e-4,

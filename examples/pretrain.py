@@ -60,6 +60,8 @@ def main(arguments: list[str]):
     inspecting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     inspecting.add_argument("--inspect", type=int, nargs="?", const=1000)
     options, arguments = inspecting.parse_known_args(arguments)
+    if {"-h", "--help"} & {*arguments}:
+        print(__doc__)
     try:
         stage, sources, training = read_recipe(arguments)
         if options.inspect is not None:
@@ -183,7 +185,7 @@ def watch(trainer: RosettaTrainer, stage: StageArguments, sources: list[DataSour
     header += [f"held out as {name}: {source}" for name, source in stage.validation.items()]
     header.append(f"{stage.global_batch_size:,} rows of {stage.max_length:,} tokens a step")
     if stage.samples is not None:
-        trainer.add_callback(SamplesInTraining(stage.samples, trainer.processing_class, vae))
+        trainer.add_callback(SamplesInTraining(stage.samples, trainer.processing_class, vae, trainer.paused))
     trainer.add_callback(RunLog(f"Stage {stage.stage}", header))
 
 

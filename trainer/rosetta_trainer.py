@@ -20,6 +20,7 @@ from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
 from .figures.flops import peak_flops, training_flops
+from .figures.source_losses import SourceLosses
 from .figures.throughput import Throughput
 from .figures.training_figures import UNSEEN_UNITS, TrainingFigures
 from .flow_matching import generated_feature_keys, noised_batch
@@ -89,6 +90,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         if isinstance(self.train_dataset, RosettaDataStream):
             args.ignore_data_skip = True  # the stream goes on where it was, nothing has to be skipped
             self.add_callback(EpochOfStream())
+            self._source_losses = SourceLosses(self.model, self.train_dataset.sources, args.device)
         self.facts: dict = {}
         self.run: RunDescription | None = None
         self._stop = StopAtStepEnd(self) if args.enable_jit_checkpoint else None
@@ -256,6 +258,10 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
                 self._guard.read()
         return norm
 
+    def paused(self):
+        """A context for what is no training, for callbacks: the logged throughput does not count its time."""
+        return self._throughput.paused()
+
     @property
     def checkpoint_parts(self):
         parts = (self._guard, self._average, self._anchor, self._stream_loader, self.run)
@@ -309,8 +315,11 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         own_counts = count_targets(inputs, self.model.config)
         counts = own_counts if num_items_in_batch is None else num_items_in_batch
         noise = (self.args.logit_mean, self.args.logit_std, self._noise)
+        batch = noised_batch(inputs, self.model.config, *noise, one_by_one=not model.training)
+        if "sample_sources" in batch:
+            self._source_losses.expect(batch, self.state)
         outputs = model(
-            **noised_batch(inputs, self.model.config, *noise, one_by_one=not model.training),
+            **batch,
             num_text_targets=counts[0],
             num_latent_images=counts[1],
             num_feature_targets=dict(zip(self._generated_features, counts[2:], strict=True)),
@@ -361,6 +370,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             logs["nonfinite_steps"] = self._guard.read()
             if self._stream_loader is not None:
                 logs.update(self._stream_loader.skipped_on_all_ranks(self.accelerator))
+                logs.update(self._source_losses.read(self.accelerator))
             logs.update({f"learning_rate_{name}": rate for name, rate in self._learning_rates.items()})
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
                 figures = self._plain_optimizer.maop_figures()

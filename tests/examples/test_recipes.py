@@ -106,6 +106,13 @@ def test_null_is_the_default(recipe):
     assert read_recipe([recipe("vocab_size: null")])[0].vocab_size is None
 
 
+@pytest.mark.parametrize("sharding_recomputes", [False, True])
+def test_activations_are_recomputed_once(sharding_recomputes, monkeypatch):
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", str(sharding_recomputes).lower())
+    assert bool(read("1_lm")[2].gradient_checkpointing) != sharding_recomputes
+    assert not read("miniature/1_lm")[2].gradient_checkpointing
+
+
 def test_what_a_run_is_evaluated_on_and_asked(recipe):
     lines = """
 validation:

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
+from diffusers import AutoencoderKLFlux2
 from PIL import Image
 from tiny_training import SIZES
 from transformers import AutoTokenizer
@@ -34,6 +36,27 @@ def file_model(processor: RosettaProcessor) -> RosettaForCausalLMAndImageGenerat
     model = RosettaForCausalLMAndImageGeneration(RosettaConfig(**{**SIZES, **sizes}))
     model.model.visual.requires_grad_(False)
     return model
+
+
+def file_vae() -> AutoencoderKLFlux2:
+    torch.manual_seed(0)
+    return AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=2,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+
+
+def write_drawings(file: Path, numbers: range) -> str:
+    """Captions "0", "1", ... and pictures."""
+    features = Features({"text": Value("string"), "image": ImageColumn()})
+    rows = [{"text": f"{i}", "image": {"bytes": picture(i), "path": None}} for i in numbers]
+    Dataset.from_list(rows, features=features).to_parquet(file)
+    return str(file)
 
 
 def picture(number: int, width: int = 16, height: int = 16) -> bytes:

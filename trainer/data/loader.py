@@ -175,6 +175,7 @@ class _RowCollator:
 
     def __call__(self, rows: list[Row]) -> tuple[dict, int, dict, list[dict]]:
         batch = self.collator([row.samples for row in rows])
+        batch["sample_sources"] = torch.tensor([source for row in rows for source in row.sources])
         return batch, rows[-1].worker, rows[-1].position, [record for row in rows for record in row.bad_records]
 
 

@@ -1,5 +1,6 @@
 """What the model draws and answers while it trains."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -26,14 +27,20 @@ class SamplesInTraining(TrainerCallback):
         settings ([`SampleSettings`]): what is asked, and every how many steps.
         processor (`RosettaProcessor`)
         vae (`AutoencoderKLFlux2`, *optional*): needed to draw.
+        paused (`Callable`, *optional*): makes the context to do it in, as [`RosettaTrainer.paused`] does, so that it
+            does not count as time of training.
     """
 
-    def __init__(self, settings, processor, vae=None):
-        self.settings, self.processor, self.vae = settings, processor, vae
+    def __init__(self, settings, processor, vae=None, paused=contextlib.nullcontext):
+        self.settings, self.processor, self.vae, self.paused = settings, processor, vae, paused
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.settings.steps and state.global_step < state.max_steps:
             return
+        with self.paused():
+            self._sample(args, state, model)
+
+    def _sample(self, args, state, model):
         was_training = model.training
         model.eval()
         devices = [args.device] if args.device.type == "cuda" else []

@@ -120,6 +120,13 @@ class StageArguments:
         default=0.01, metadata={"help": "Share of a source's records that may be damaged before the run stops."}
     )
 
+    recompute: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the activations of each layer again in the backward pass, rather than keeping them. "
+            "A launch configuration that shards says by itself (`fsdp_activation_checkpointing`) that it does."
+        },
+    )
     shares_of: str = field(
         default="samples",
         metadata={"help": "What the weights of the sources are shares of.", "choices": list(SHARES_OF)},
@@ -203,6 +210,10 @@ def read_recipe(arguments: list[str]) -> tuple[StageArguments, list[DataSource],
         raise ValueError(f"{path}: `eval_strategy` must be 'steps' for the sources of `validation` to be evaluated.")
     stage.validation, stage.samples = held_out, None if samples is None else SampleSettings(**_checked(samples, path))
     training.gradient_accumulation_steps = accumulation_steps(stage, training)
+    if stage.recompute and os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() != "true":
+        for name in ("activation_checkpointing", "gradient_checkpointing"):  # its name from 5.20 on, and before
+            if hasattr(training, name):
+                setattr(training, name, True)
     return stage, sources, training
 
 

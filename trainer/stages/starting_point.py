@@ -53,7 +53,7 @@ def missing_token_types(stage, tasks: set[str]) -> list[str]:
             that reads words, or what a missing type is made of is missing too.
         OSError: if there is no such model, processor, vision tower or VAE.
     """
-    fields = _configuration("model", stage.model)
+    fields = configuration("model", stage.model)
     kind = fields.get("model_type")
     if kind not in ("qwen3", "rosetta"):
         raise ValueError(f"`model` must be a dense Qwen3 or a Rosetta, '{stage.model}' is of type '{kind}'.")
@@ -78,9 +78,9 @@ def missing_token_types(stage, tasks: set[str]) -> list[str]:
     if stage.train == "projectors" and "vit" not in {*present, *missing}:
         raise ValueError(f"`train` is 'projectors', but '{stage.model}' has no ViT, and `data` ask for none.")
     if "vit" in missing:
-        _configuration("vision_tower", stage.vision_tower)
+        configuration("vision_tower", stage.vision_tower)
     if "vae" in needed:
-        _configuration("vae", stage.vae, subfolder="vae")
+        configuration("vae", stage.vae, subfolder="vae")
     return missing
 
 
@@ -109,7 +109,7 @@ def write_starting_point(folder: str | os.PathLike, stage, missing: list[str]):
         if token_type["name"] == "vit":
             parts = {"vision_tower": load_vision_tower(stage.vision_tower, model.config.hidden_size)}
         else:
-            vae = _configuration("vae", stage.vae, subfolder="vae")
+            vae = configuration("vae", stage.vae, subfolder="vae")
             parts = {
                 "latent_channels": vae["latent_channels"] * math.prod(vae["patch_size"]),
                 "latent_hidden_size": model.config.hidden_size,
@@ -140,7 +140,7 @@ def stage_processor(stage, missing: list[str]) -> RosettaProcessor:
     if "vit" in missing:
         changes["image_processor"] = _image_processor(stage)
     if "vae" in missing:
-        vae = _configuration("vae", stage.vae, subfolder="vae")
+        vae = configuration("vae", stage.vae, subfolder="vae")
         changes["latent_patch_size"] = 2 ** (len(vae["block_out_channels"]) - 1) * vae["patch_size"][0]
         changes["base_size"] = stage.base_size
     mounted = ARCHITECTURES[stage.architecture]().token_types[1:]
@@ -148,7 +148,7 @@ def stage_processor(stage, missing: list[str]) -> RosettaProcessor:
     return _changed(processor, embeds_from=[*processor.embeds_from, *sources], **changes)
 
 
-def _configuration(argument: str, name_or_path: str, subfolder: str = "") -> dict:
+def configuration(argument: str, name_or_path: str, subfolder: str = "") -> dict:
     """The fields of a config.json; its absence is an error that names the argument, as the libraries' does not."""
     try:
         file = cached_file(name_or_path, "config.json", subfolder=subfolder)

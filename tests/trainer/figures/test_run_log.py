@@ -1,13 +1,13 @@
 """A run says what it is and how it goes, and draws and answers on the way."""
 
+import contextlib
 import json
 import math
 import re
 
 import pytest
 import torch
-from data_files import conversation, file_model, file_processor, picture, write_texts
-from diffusers import AutoencoderKLFlux2
+from data_files import conversation, file_model, file_processor, file_vae, picture, write_texts
 from PIL import Image
 
 from trainer import DataSource, RosettaDataCollator, RosettaDataStream
@@ -25,16 +25,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def vae():
-    torch.manual_seed(0)
-    return AutoencoderKLFlux2(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
+    return file_vae()
 
 
 @pytest.fixture
@@ -98,7 +89,11 @@ def test_samples_leave_the_training_alone(run, processor, vae, tmp_path):
     settings = SampleSettings(
         2, ["a drawing", "another"], [{"question": "what?", "image": str(image)}, {"question": "?"}]
     )
-    alone, watched = run(), run(SamplesInTraining(settings, processor, vae))
+    entered = []
+    paused = contextlib.ExitStack()
+    paused.callback(entered.append, "left")
+    alone, watched = run(), run(SamplesInTraining(settings, processor, vae, lambda: paused))
+    assert entered == ["left"]
     for one, other in zip(alone.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, other)
     samples = read_samples(tmp_path)
