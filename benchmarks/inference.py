@@ -1,13 +1,16 @@
 """
-Time of inference as ratios within one run: decoding, the first token and loading beside transformers'
-`Qwen3MoeForCausalLM` of the same active size; a drawing step over its bare products and over a step that computes its
-prompt anew; and what an image of a batch costs over one alone. Prints a table and writes it as JSON.
+Time of inference as ratios within one run: decoding, the first token and loading (in a process of its own, with the
+imports and the repository's code) beside transformers' `Qwen3MoeForCausalLM` of the same active size; a drawing step
+over its bare products and over a step that computes its prompt anew; what an image of a batch costs over one alone.
+Prints a table and writes it as JSON.
 
     python benchmarks/inference.py [--output FILE] [--repeats N]
 """
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -117,6 +120,14 @@ def answer(model, new_tokens: int) -> Callable[[], None]:
     return lambda: model.generate(ids, **how, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
 
 
+def load_in_a_process(repository: Path, code: Path):
+    """As a stranger does: with what there is of this project in the repository alone."""
+    program = "import transformers as t; t.AutoModelForCausalLM.from_pretrained('.', trust_remote_code=True)"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(code), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, check=True, env=environment, cwd=repository, capture_output=True)
+
+
 def functions(folder: Path) -> dict[str, Callable[[], object]]:
     rosetta_config = RosettaConfig(**SIZES, **VISUAL_SIZES, intermediate_size=EXPERT_WIDTH)
     rosetta = RosettaForCausalLMAndImageGeneration(rosetta_config).eval()
@@ -133,7 +144,7 @@ def functions(folder: Path) -> dict[str, Callable[[], object]]:
         model.save_pretrained(folder / name)
         timed[f"{name}: first token"] = answer(model, 1)
         timed[f"{name}: answer"] = answer(model, ANSWER + 1)
-        timed[f"{name}: loading"] = partial(type(model).from_pretrained, folder / name)
+        timed[f"{name}: loading"] = partial(load_in_a_process, folder / name, folder / "code")
     timed["drawing step: products"] = drawing_products(rows=2)
     cached, uncached = drawing_steps(rosetta, rows=2)
     timed |= {"drawing step: prompt cached": cached, "drawing step: prompt not cached": uncached}

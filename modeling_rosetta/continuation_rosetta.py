@@ -87,7 +87,9 @@ def keep_positions(
         before = getattr(cache, "next_positions", torch.arange(1, past_length + 1)[None])[:, :past_length]
         if batch_size % len(before) or before.shape[1] < past_length:
             return  # rows were picked out of the cache: whoever did it goes on giving positions
-        before = before.repeat_interleave(batch_size // len(before), dim=0).to(reached.device)
+        if len(before) < batch_size:
+            before = before.repeat_interleave(batch_size // len(before), dim=0)
+        before = before.to(reached.device)
         reached = torch.cat([before, reached], dim=1)
     cache.next_positions = reached  # type: ignore[attr-defined]
 

@@ -289,6 +289,9 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
 
     @staticmethod
     def _norm(norms: nn.ModuleDict, hidden_states: torch.Tensor, streams: TokenGroups) -> torch.Tensor:
+        if len(norms) == 1:
+            (norm,) = norms.values()
+            return norm(hidden_states)
         parts = streams.split(hidden_states.flatten(0, 1))
         normed = [norm(tokens) for norm, tokens in zip(norms.values(), parts, strict=True)]
         return streams.merge(normed).view_as(hidden_states)
@@ -569,9 +572,9 @@ class RosettaModel(RosettaPreTrainedModel):
             drafts = draft_index(token_type_ids, self.latent_type, latent_grid_hw, latent_roles, is_time)
         if position_ids is None:
             position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask, drafts)
+        position_ids = position_ids.expand(3, *token_type_ids.shape)
         if past_key_values is not None and not torch.compiler.is_compiling():
-            past_length = cached_length(past_key_values)
-            keep_positions(past_key_values, past_length, position_ids.expand(3, *token_type_ids.shape), attention_mask)
+            keep_positions(past_key_values, cached_length(past_key_values), position_ids, attention_mask)
         mask = self._attention_mask(
             hidden_states,
             token_type_ids,
@@ -620,8 +623,10 @@ class RosettaModel(RosettaPreTrainedModel):
     def _check_arguments(self, arguments: dict):
         """`arguments` that no parameter took: features, and what transformers gives to all models."""
         attention = self.config._attn_implementation
-        known = {*ARGUMENTS_OF_ALL_MODELS, *(key for source in sources(self.config) for key in source.of_tokens)}
-        unknown = [key for key, value in arguments.items() if key not in known and value is not None]
+        unknown = [k for k, value in arguments.items() if value is not None and k not in ARGUMENTS_OF_ALL_MODELS]
+        if unknown:
+            features = {key for source in sources(self.config) for key in source.of_tokens}
+            unknown = [key for key in unknown if key not in features]
         if unknown and not isinstance(arguments.get("cache"), PagedAttentionCache):  # which brings its own
             raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}.")
         if arguments.get("output_attentions", self.config.output_attentions) and attention != "eager":
