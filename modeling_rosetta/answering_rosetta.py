@@ -3,17 +3,17 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from numbers import Integral
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
+from .answer_checks_rosetta import check_answer, grid_of
 from .conversation_rosetta import AUTHORS_INFERENCE, image_of
 from .drawings_rosetta import vae_image
-from .flow_scheduler_rosetta import check_scheduler, in_use, set_times
+from .flow_scheduler_rosetta import in_use, set_times
 from .images_rosetta import read_image
 from .latent_codec_rosetta import decode_latents, encode_images
+from .source_images_rosetta import noise_of
 from .streaming_rosetta import AnswerStreamer
 
 
@@ -68,10 +68,10 @@ def answer(
     """
     is_batch = isinstance(conversation, list | tuple) and any(isinstance(part, list | tuple) for part in conversation)
     conversations = list(conversation) if is_batch else [conversation]
-    grid_hw = _grid(pipe.processor, height, width)
-    _check(pipe, max_new_tokens, max_images, min_images, num_inference_steps, generator, len(conversations))
-    if sees_drawings and "pixel_values" not in pipe.processor.image_embeds_from:
-        raise ValueError("`sees_drawings` needs 'pixel_values' in the processor's `image_embeds_from`.")
+    grid_hw = grid_of(pipe.processor, height, width)
+    check_answer(
+        pipe, max_new_tokens, max_images, min_images, num_inference_steps, generator, len(conversations), sees_drawings
+    )
     with in_use(pipe.scheduler):
         writer = _Answer(pipe, conversations, generator, on_item)
         while len(writer.rows):
@@ -256,8 +256,7 @@ class _Answer:
         set_times(scheduler, num_steps, None, None, num_tokens, self.device)
         if isinstance(generator, list | tuple):
             generator = [generator[row] for row in self.rows]
-        shape = (number, self.model.config.latent_channels, *grid_hw)
-        latents = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        latents = noise_of(self.pipe, number, grid_hw, generator, None)
         for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
             velocities = []
             for cache in caches:
@@ -372,38 +371,6 @@ def _images_of_rows(batch: dict, token_type_ids: torch.Tensor, config) -> list[d
                 of_row = {key: batch[key][row_of_image == row] for key in (grids, *others) if key in batch}
                 images[row] |= {source: own, **of_row}
     return images
-
-
-def _grid(processor, height, width) -> list[int]:
-    sides = [processor.base_size if side is None else side for side in (height, width)]
-    for name, side in zip(("height", "width"), sides, strict=True):
-        if not isinstance(side, Integral) or side < 1 or side % processor.latent_patch_size:
-            raise ValueError(
-                f"`{name}` must be a positive multiple of {processor.latent_patch_size} pixels, got {side!r}."
-            )
-    return [side // processor.latent_patch_size for side in sides]
-
-
-def _check(pipe, max_new_tokens, max_images, min_images, num_inference_steps, generator, num_conversations: int):
-    for name in ("transformer", "processor", "scheduler", "vae"):
-        if getattr(pipe, name) is None:
-            raise ValueError(f"`{name}` must be part of the pipeline to answer, it is None.")
-    if pipe.transformer.config.token_type_index("noisy_latents") is None:
-        raise ValueError("`transformer` must have a token type that is drawn (`noisy_latents`).")
-    if pipe.transformer.training:
-        raise ValueError("`transformer` is in training mode: call `pipe.transformer.eval()`.")
-    check_scheduler(pipe.scheduler)
-    numbers = {"max_new_tokens": max_new_tokens, "num_inference_steps": num_inference_steps}
-    for name, value in {**numbers, "max_images": max_images, "min_images": min_images}.items():
-        least = 1 if name in numbers else 0
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-    if min_images > max_images:
-        raise ValueError(f"`min_images` must be at most `max_images` = {max_images}, got {min_images}.")
-    if isinstance(generator, list | tuple) and len(generator) != num_conversations:
-        raise ValueError(
-            f"`generator` must be one or one for each of {num_conversations} conversations, got {len(generator)}."
-        )
 
 
 __all__ = ["answer", "stream_answer"]

@@ -11,11 +11,35 @@ from .guidance_rosetta import check_guidance
 from .prompts_rosetta import NO_OTHERS, encoded_size
 
 
+def check_parts(transformer, vae, processor):
+    """Raises a `ValueError` if the parts of a pipeline do not fit together; one that is `None` fits all."""
+    sources = None if transformer is None else [t["embeds_from"] for t in transformer.config.token_types]
+    if None not in (transformer, processor) and processor.embeds_from != sources:
+        raise ValueError(
+            f"`processor.embeds_from` must be {sources}, as the token types of `transformer`, got "
+            f"{processor.embeds_from}: see `processor.set_token_types`."
+        )
+    if None not in (vae, processor):
+        pixels = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.patch_size[0]
+        if processor.latent_patch_size != pixels:
+            raise ValueError(
+                f"`processor.latent_patch_size` must be {pixels}, the pixels of a token of this `vae`, got "
+                f"{processor.latent_patch_size}."
+            )
+    if None not in (vae, transformer) and transformer.config.latent_channels != vae.bn.num_features:
+        raise ValueError(
+            f"`transformer.config.latent_channels` must be {vae.bn.num_features}, the channels of a token of "
+            f"this `vae`, got {transformer.config.latent_channels}."
+        )
+
+
 def check_inputs(
     pipe,
     prompt,
     negative_prompt,
     encoded,
+    height,
+    width,
     num_inference_steps,
     sigmas,
     timesteps,
@@ -46,6 +70,9 @@ def check_inputs(
     for name, value in {**counts, "max_sequence_length": max_sequence_length}.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    for name, value in {"height": height, "width": width}.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise ValueError(f"`{name}` must be a number of pixels, got {reprlib.repr(value)}.")
     if sigmas is not None and timesteps is not None:
         raise ValueError("Only one of `sigmas` and `timesteps` can be given.")
     for name, times, first in (
@@ -54,6 +81,8 @@ def check_inputs(
     ):
         if times is None:
             continue
+        if not isinstance(times, list | tuple | np.ndarray | torch.Tensor):
+            raise ValueError(f"`{name}` must be a list of numbers, got {reprlib.repr(times)}.")
         try:
             steps = np.asarray([*map(float, times), 0.0])
         except (TypeError, ValueError):
@@ -73,11 +102,13 @@ def check_inputs(
         raise ValueError(f"`output_type` must be 'latent' without a `vae`, got {output_type!r}.")
     if callback_on_step_end is not None and not callable(callback_on_step_end):
         raise ValueError(f"`callback_on_step_end` must be callable, got {callback_on_step_end!r}.")
-    unknown = set(callback_on_step_end_tensor_inputs) - set(pipe._callback_tensor_inputs)
-    if unknown:
+    named = callback_on_step_end_tensor_inputs
+    is_list = isinstance(named, list | tuple)
+    unknown = [name for name in named if name not in pipe._callback_tensor_inputs] if is_list else named
+    if unknown or not is_list:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got "
-            f"{sorted(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
+            f"{reprlib.repr(unknown)}. The guidance scale is changed by `pipe._guidance_scale`."
         )
     num_images = num_images_per_prompt * num_prompts
     generators = generator if isinstance(generator, list | tuple) else [generator] * (generator is not None)
@@ -123,4 +154,4 @@ def _check_prompts(pipe, prompt, negative_prompt, encoded, guidance_scale) -> in
     return num_prompts
 
 
-__all__ = ["check_inputs"]
+__all__ = ["check_inputs", "check_parts"]

@@ -80,7 +80,7 @@ def _texts(processor, prompt, negative_prompt) -> tuple[list[str], list[str]]:
             raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
         for i, text in enumerate(texts):
             plain_text.mark([text], f"`{name}`: prompt {i}")
-    if negatives and len(negatives) != len(prompts):
+    if negative_prompt is not None and len(negatives) != len(prompts):
         raise ValueError(
             f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
             f"got {len(negatives)}."

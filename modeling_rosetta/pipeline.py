@@ -1,5 +1,6 @@
 """Prompt in, image out: Rosetta as a diffusers pipeline."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscr
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 
@@ -62,25 +62,10 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         scheduler: FlowMatchEulerDiscreteScheduler,
         processor: ProcessorMixin,
     ):
+        from .drawing_checks_rosetta import check_parts
+
         super().__init__()
-        sources = None if transformer is None else [t["embeds_from"] for t in transformer.config.token_types]
-        if None not in (transformer, processor) and processor.embeds_from != sources:
-            raise ValueError(
-                f"`processor.embeds_from` must be {sources}, as the token types of `transformer`, got "
-                f"{processor.embeds_from}: see `processor.set_token_types`."
-            )
-        if None not in (vae, processor):
-            pixels = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.patch_size[0]
-            if processor.latent_patch_size != pixels:
-                raise ValueError(
-                    f"`processor.latent_patch_size` must be {pixels}, the pixels of a token of this `vae`, got "
-                    f"{processor.latent_patch_size}."
-                )
-        if None not in (vae, transformer) and transformer.config.latent_channels != vae.bn.num_features:
-            raise ValueError(
-                f"`transformer.config.latent_channels` must be {vae.bn.num_features}, the channels of a token of "
-                f"this `vae`, got {transformer.config.latent_channels}."
-            )
+        check_parts(transformer, vae, processor)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, processor=processor)
         self.image_processor = VaeImageProcessor()
 
@@ -98,10 +83,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         return self.do_classifier_free_guidance and first <= sigma <= last
 
     @property
-    def attention_kwargs(self) -> dict | None:
-        return self._attention_kwargs
-
-    @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
@@ -112,18 +93,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
     @property
     def interrupt(self) -> bool:
         return self._interrupt
-
-    def check_inputs(self, **arguments):
-        """Raises a `ValueError` that names the argument: see [`~drawing_checks_rosetta.check_inputs`]."""
-        from .drawing_checks_rosetta import check_inputs
-
-        check_inputs(self, **arguments)
-
-    def set_times(self, num_inference_steps: int, sigmas, timesteps, num_tokens: int, device: torch.device):
-        """Sets the scheduler's times; an image has `num_tokens`. See [`~flow_scheduler_rosetta.set_times`]."""
-        from .flow_scheduler_rosetta import set_times
-
-        set_times(self.scheduler, num_inference_steps, sigmas, timesteps, num_tokens, device)
 
     @torch.no_grad()
     def encode_prompt(
@@ -143,9 +112,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return the negative ones.
 
         Returns:
-            `tuple`: `prompt_embeds` `(N, P, 2 * layers * heads * head_dim)`, the keys and values of all layers for
-            each of P tokens, and `prompt_embeds_mask` `(N, P)`, 0 for padding; then `negative_prompt_embeds` and
-            `negative_prompt_embeds_mask`, or `None` twice.
+            `tuple`: `prompt_embeds` `(N, P, 2 * layers * heads * head_dim)`, keys and values of P tokens, and
+            `prompt_embeds_mask` `(N, P)`, 0 for padding; then the same of the negative prompts, or `None` twice.
         """
         from .prompts_rosetta import lay_out
 
@@ -155,22 +123,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         ]
         negative_prompt_embeds, negative_prompt_embeds_mask = others or (None, None)
         return prompt_embeds, prompt_embeds_mask, negative_prompt_embeds, negative_prompt_embeds_mask
-
-    def prepare_latents(
-        self,
-        num_images: int,
-        grid_hw: list[int],
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The given noise, or new noise, `(N, C, h, w)` in fp32."""
-        shape = (num_images, self.transformer.config.latent_channels, *grid_hw)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
-        return latents.to(device=device, dtype=torch.float32)
 
     def predict_velocity(self, latents: torch.Tensor, sigma: torch.Tensor, prompt_inputs: dict) -> torch.Tensor:
         """Noise - data of `latents` `(N, C, h, w)` at `sigma` in [0, 1], with guidance; `(N, C, h, w)` in fp32."""
@@ -277,10 +229,11 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             RuntimeError: if another drawing with this pipeline's scheduler has not ended.
         """
         from .adapters_rosetta import lora_scaled
-        from .flow_scheduler_rosetta import in_use
+        from .drawing_checks_rosetta import check_inputs
+        from .flow_scheduler_rosetta import in_use, set_times
         from .latent_codec_rosetta import decode_latents
         from .prompts_rosetta import lay_out
-        from .source_images_rosetta import check_source_images, first_step, read_images, size_of, started_latents
+        from .source_images_rosetta import SourceImages, noise_of
         from .step_cache_rosetta import StepCache
 
         # 1. Check the arguments
@@ -288,10 +241,13 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
         encoded = ((prompt_embeds, prompt_embeds_mask), (negative_prompt_embeds, negative_prompt_embeds_mask))
-        self.check_inputs(
+        check_inputs(
+            self,
             prompt=prompt,
             negative_prompt=negative_prompt,
             encoded=encoded,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             sigmas=sigmas,
             timesteps=timesteps,
@@ -307,36 +263,29 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs=tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
-        num_prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
-        images = read_images(image, num_prompts, not isinstance(prompt, str))
-        check_source_images(self, images, strength, image_guidance_scale, latents, encoded)
-        if images is not None and height is None and width is None:
-            height, width = size_of(images, self.processor)
-        self._image_guidance_scale = image_guidance_scale
+        sources = SourceImages(self, image, prompt, strength, image_guidance_scale, prompt_embeds)
         self._guidance_scale, self._guidance_interval = guidance_scale, guidance_interval
         self._guidance_rescale, self._use_zero_star = guidance_rescale, use_zero_star
-        self._attention_kwargs, self._current_timestep, self._interrupt = attention_kwargs, None, False
+        self._image_guidance_scale = image_guidance_scale
+        self._current_timestep, self._interrupt = None, False
         device = self._execution_device
 
         with in_use(self.scheduler), lora_scaled(self.transformer, attention_kwargs):
             # 2. Lay out the tokens: a row for each prompt, and one for each of what guidance leads away from
             generator = list(generator) if isinstance(generator, tuple) else generator
-            texts = (prompt, negative_prompt, height, width, system_prompt, max_sequence_length)
-            shown = images if strength is None else None
-            prompts = lay_out(self, *texts, encoded, num_images_per_prompt, shown, image_guidance_scale is not None)
+            texts = (prompt, negative_prompt, *sources.size(height, width), system_prompt, max_sequence_length)
+            prompts = lay_out(self, *texts, encoded, num_images_per_prompt, sources)
 
             # 3. Set the times
-            self.set_times(num_inference_steps, sigmas, timesteps, prompts.grid_hw[0] * prompts.grid_hw[1], device)
-            first = 0 if strength is None else first_step(self.scheduler, strength)
+            set_times(self.scheduler, num_inference_steps, sigmas, timesteps, math.prod(prompts.grid_hw), device)
+            first = sources.first_step(self.scheduler)
             timesteps, sigmas = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
             self._num_timesteps = len(timesteps)
 
             # 4. Draw the noise
             num_images = num_images_per_prompt * prompts.num_prompts
-            latents = self.prepare_latents(num_images, prompts.grid_hw, device, generator, latents)
-            if strength is not None:
-                patch = self.processor.latent_patch_size
-                latents = started_latents(self.vae, images, latents, float(sigmas[0]), patch)
+            latents = noise_of(self, num_images, prompts.grid_hw, generator, latents)
+            latents = sources.started(latents, float(sigmas[0]))
             for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
             # 5. Denoise; the first step computes the keys and values of the prompts
@@ -366,13 +315,12 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> dict | list[dict]:
-        """Text and images in one answer, see [`~answering_rosetta.answer`]."""
+        """Text and images in one answer, with `stream_answer` as they come: see [`~answering_rosetta.answer`]."""
         from .answering_rosetta import answer
 
         return answer(self, conversation, **arguments)
 
     def stream_answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> Iterator:
-        """The items of an answer as they come, see [`~answering_rosetta.stream_answer`]."""
         from .answering_rosetta import stream_answer
 
         return stream_answer(self, conversation, **arguments)
@@ -397,8 +345,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         self.transformer.save_pretrained(save_directory)
 
     def fuse_lora(self, components: list[str] = ("transformer",), lora_scale: float = 1.0, **kwargs):
-        """Adds the adapters to the weights, for speed. `unload_lora_weights` then leaves the weights as they are, and
-        the pipeline can be saved; `unfuse_lora` takes them out again."""
+        """Adds the adapters to the weights, for speed: `unload_lora_weights` then leaves these so, to be saved."""
         super().fuse_lora(list(components), lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] = ("transformer",), **kwargs):

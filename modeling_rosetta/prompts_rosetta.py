@@ -174,12 +174,12 @@ def lay_out(
     max_sequence_length: int,
     encoded: tuple[tuple, tuple] = ((None, None), (None, None)),
     num_images_per_prompt: int = 1,
-    images: list[list] | None = None,
-    guides_by_images: bool = False,
+    sources=None,
 ) -> Prompts:
     """The [`Prompts`] of a drawing, on the device that the pipeline `pipe` runs on; the arguments are its call's."""
     processor, config, start = pipe.processor, pipe.transformer.config, pipe.processor.vision_start_token_id
     height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
+    images, guides_by_images = (None, False) if sources is None else (sources.read, sources.guide)
     is_known = [given[0] is not None for given in encoded]
     texts = [""] * len(encoded[0][0]) if is_known[0] else prompt
     rows = processor.draw_prompt(

@@ -63,9 +63,10 @@ class RosettaQuantizer(HfQuantizer):
         return model
 
 
-# More than one copy of this code may be imported, of repositories and of the package, and all do the same.
-AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = RosettaQuantizationConfig
-AUTO_QUANTIZER_MAPPING[METHOD] = RosettaQuantizer
+# Of several copies of this code, of repositories and of the package, all take the classes of the first: diffusers
+# accepts no others.
+RosettaQuantizationConfig = AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, RosettaQuantizationConfig)  # type: ignore
+AUTO_QUANTIZER_MAPPING.setdefault(METHOD, RosettaQuantizer)
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from hub_upload import model_card
 from hub_upload.__main__ import main
-from modeling_rosetta import mount, unmount
+from hub_upload.card import _memory
+from modeling_rosetta import RosettaConfig, RosettaForCausalLMAndImageGeneration, mount, unmount
 from tests.conftest import tiny_model
 from tests.hub_upload.stand_in_hub import metadata_errors
 
@@ -187,12 +189,13 @@ def test_its_gallery_and_examples_are_of_what_was_given(recorded):
     assert "is not recorded" in model_card(recorded).text
 
 
-def test_memory_is_counted_by_dtype(tmp_path):
-    model = tiny_model(hidden_size=64, intermediate_size=64)
-    model.save_pretrained(tmp_path)
-    rows = dict(re.findall(r"^\| (.*?) \| ([\d.,]+) MB \|$", model_card(tmp_path, repo_id="Tiny").text, re.MULTILINE))
+def test_memory_is_counted_by_dtype():
+    with torch.device("meta"):
+        model = RosettaForCausalLMAndImageGeneration(RosettaConfig())
+    memory = {name: float(size.removesuffix(" MB").replace(",", "")) for name, size in _memory(model).items()}
     total = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    assert rows["float32"] == f"{4 * total / 1e6:,.1f}" and rows["bfloat16 or float16"] == f"{2 * total / 1e6:,.1f}"
-    small = 2 * (total - experts) + experts * 4.5 / 8
-    assert rows["bfloat16, experts of 4 bits"] == f"{small / 1e6:,.1f}"
+    assert experts == 28 * 12 * 3 * 1024 * 3072
+    expected = [4 * total, 2 * total, *(2 * (total - experts) + experts * bits / 8 for bits in (8.5, 4.5))]
+    assert list(memory.values())[:4] == pytest.approx([size / 1e6 for size in expected], abs=0.06)
+    assert list(memory.values())[4] == pytest.approx(2 * 2 * 28 * 8 * 128 * 1000 / 1e6, abs=0.06)  # keys and values
