@@ -117,6 +117,7 @@ def without_images(sample: dict[str, torch.Tensor], processor) -> dict[str, torc
         if token == processor.vision_end_token_id and dropped[start:i].any():
             kept[start : i + 1] = False
     rest = {key: sample[key][kept] for key in ("input_ids", "token_type_ids", "labels")}
+    rest["labels"][0] = -100
     gone = {"pixel_values", "image_grid_thw", "image_is_causal"}
     rest |= {key: value for key, value in sample.items() if key not in rest and key not in gone}
     if (roles == CONTEXT).any():

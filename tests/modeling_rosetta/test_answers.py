@@ -1,5 +1,7 @@
 """Text and images in one answer, with one cache, in batches whose rows are at different places."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -58,7 +60,9 @@ def test_a_batch_answers_as_each_conversation_alone(pipe, how):
         alone = ask(pipe, talk, [seed], **how)
         assert plain(message) == plain(alone)
         torch.testing.assert_close(latents(message), latents(alone), rtol=0, atol=1e-3)
-    assert len({len(plain(message)[0]) for message in together}) > 1  # they open their first images at different places
+    assert (
+        len({len(plain(message)[0]) for message in together}) > 1
+    )  # they open their first images at different places
     assert any(latents(message) for message in together)
 
 
@@ -95,7 +99,7 @@ def test_it_is_what_an_uncached_forward_predicts(pipe, monkeypatch):
         real = inputs["attention_mask"][row].nonzero().flatten().tolist()
         start = real.index(next(i for i in reversed(real) if ids[i] == processor.turn_start_token_id))
         header = len(processor._headers["assistant"])
-        for before, here in list(zip(real, real[1:]))[start + header :]:
+        for before, here in list(pairwise(real))[start + header :]:
             if ids[here] in special or inputs["token_type_ids"][row, here] != 0:
                 continue
             allowed = logits[row, before].clone()
@@ -163,7 +167,11 @@ def test_what_was_drawn_can_be_asked_about(in_order):
     assert [item["type"] for item in message["content"] if item["type"] != "text"][:2] == ["latents", "image"]
     question = {"role": "user", "content": "and"}
     batch = in_order.processor.apply_chat_template(
-        [*TALKS[1], message, question], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [*TALKS[1], message, question],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     drawn = torch.cat([latent.flatten(1).T for latent in latents(message)])
     assert torch.equal(batch["latents"], drawn)

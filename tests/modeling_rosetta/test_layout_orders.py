@@ -224,3 +224,110 @@ def test_drafts_are_seen_by_themselves_only(of_layout):
     is_seen[rest["token_type_ids"][0] == VAE] = ~of_draft
     torch.testing.assert_close(before.logits[0, is_seen], after.logits[0, is_seen], rtol=0, atol=1e-5)
     assert not torch.allclose(before.velocity[of_draft], after.velocity[of_draft])
+
+
+SLOT = "<|vision_start|><|vision_pad|><|vision_end|>"
+
+
+@pytest.mark.parametrize(
+    "messages, message",
+    [
+        ([{"role": "user", "content": [{"type": "latents", "height": 16, "width": 16}]}], "role 'user' may hold"),
+        ([{"role": "system", "content": [{"type": "image"}]}], "role 'system' may hold"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "`images`: 0 were given, fewer than the messages have"),
+        ([{"role": "user", "content": [{"type": "image", "image": "nowhere"}]}], "image 0 cannot be read"),
+        (
+            [{"role": "assistant", "content": [{"type": "latents", "height": 20, "width": 16}]}],
+            "`height` of an image to draw must be a positive multiple of 16",
+        ),
+    ],
+)
+def test_orders_that_cannot_be_are_named(make_processor, messages, message):
+    processor = make_processor(layout="in_order", image_embeds_from=BOTH)
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages, tokenize=True)
+
+
+def test_slots_that_are_not_closed_are_named(make_processor):
+    processor = make_processor(layout="in_order")
+    for text in (SLOT[:-14], SLOT[16:], "<|vision_pad|>"):
+        with pytest.raises(ValueError, match="must stand between <.vision_start.> and <.vision_end.>"):
+            processor(text=text, latent_sizes=[(16, 16)])
+    assert processor(text=SLOT, latent_sizes=[(16, 16)])["latent_grid_hw"] == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"layout": "any"}, "`layout` must be one of"),
+        ({"image_embeds_from": []}, "`image_embeds_from` must be one or both of"),
+        ({"image_embeds_from": ["latents"]}, "`image_embeds_from` must be one or both of"),
+        ({"layout": "authors_inference"}, "`layout`: the authors' inference has `latent_prefix` True"),
+        ({"image_embeds_from": BOTH, "embeds_from": ["input_ids", "pixel_values"]}, "no token type is embedded from"),
+    ],
+)
+def test_attributes_that_do_not_fit_are_named(make_processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(**arguments)
+
+
+def test_a_template_of_a_users_own_must_know_the_layout(make_processor):
+    processor = make_processor(layout="in_order", chat_template="{{ messages[0].role }}")
+    with pytest.raises(ValueError, match="`chat_template` must put images `in_place`"):
+        processor.apply_chat_template([{"role": "user", "content": "a"}])
+
+
+def test_layouts_are_saved(make_processor, tmp_path):
+    processor = make_processor(layout="in_order", image_embeds_from=BOTH)
+    processor.save_pretrained(tmp_path)
+    again = type(processor).from_pretrained(tmp_path)
+    assert (again.layout, again.image_embeds_from) == ("in_order", BOTH)
+
+
+def test_what_is_learnt_in_order(make_processor):
+    """The assistant's text, its ends and the openings of its drawings, and nothing of a message without weight."""
+    processor = make_processor(layout="in_order")
+    image, drawing = {"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "latents"}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "q"}, image]},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "a"}, {**drawing, "latents": torch.zeros(8, 1, 2)}],
+        },
+        {"role": "user", "content": "r"},
+        {
+            "role": "assistant",
+            "content": [
+                {**drawing, "latents": torch.ones(8, 1, 2)},
+                image,
+                drawing | {"latents": torch.ones(8, 1, 1)},
+            ],
+        },
+    ]
+    sample = processor.training_sample(messages)
+    learnt = processor.tokenizer.convert_ids_to_tokens(sample["labels"][sample["labels"] != -100])
+    opens, end = "<|vision_start|>", "<|im_end|>"
+    assert learnt == ["a", opens, end, opens, opens, end]
+    assert sample["latent_roles"].tolist() == [DRAFT, COPY, DRAFT, COPY, 1]
+    assert len(sample["latents"]) == 2 + 2 + 1
+    messages[1]["weight"] = 0
+    sample = processor.training_sample(messages)
+    learnt = processor.tokenizer.convert_ids_to_tokens(sample["labels"][sample["labels"] != -100])
+    assert learnt == [opens, opens, end] and sample["latent_roles"].tolist() == [0, DRAFT, COPY, 1]
+
+
+def test_images_to_draw_from_can_be_dropped(make_processor):
+    """What is left is the sample without them."""
+    for kwargs in LAYOUTS.values():
+        processor = make_processor(**kwargs)
+        if processor.layout == "in_order":
+            image = {"type": "image", "image": Image.new("RGB", (32, 32)), "latents": torch.zeros(8, 2, 2)}
+        else:
+            image = {"type": "image", "image": Image.new("RGB", (32, 32)), "latents": torch.zeros(8, 1, 2)}
+        drawn = {"role": "assistant", "content": [{"type": "latents", "latents": torch.ones(8, 2, 2)}]}
+        said = {"type": "text", "text": "do"}
+        sample = processor.drop_images(processor.training_sample([{"role": "user", "content": [image, said]}, drawn]))
+        expected = processor.training_sample([{"role": "user", "content": [said]}, drawn])
+        sample.pop("latent_roles", None)
+        assert sample.keys() == expected.keys()
+        assert all(torch.equal(sample[key], expected[key]) for key in expected), kwargs
