@@ -116,7 +116,10 @@ def main():
     model = RosettaForCausalLMAndImageGeneration.from_pretrained(options.model)
     vae = AutoencoderKLFlux2.from_pretrained(options.model, subfolder="vae").eval()
     processor = RosettaProcessor.from_pretrained(
-        options.model, layout="in_order", image_embeds_from=["noisy_latents", "pixel_values"]
+        options.model,
+        layout="in_order",
+        image_embeds_from=["noisy_latents", "pixel_values"],
+        trust_remote_code=True,
     )
     pipeline = RosettaPipeline(model, vae, FlowMatchEulerDiscreteScheduler(), processor)
     pipeline.set_progress_bar_config(disable=True)
@@ -129,7 +132,7 @@ def main():
     lessons = Lessons(processor, train_digits, encode)
     rows = pack_text(processor.tokenizer, load_english().train)
     # In the quickstart's tasks pictures are given as ViT tokens alone.
-    plain = RosettaProcessor.from_pretrained(options.model, layout="in_order")
+    plain = RosettaProcessor.from_pretrained(options.model, layout="in_order", trust_remote_code=True)
     tasks = {**digit_tasks(plain, rows, train_digits, lessons.latents)}
     tasks |= {"edit": lessons.edit, "tell": lessons.tell, "ask": lessons.ask}
     samples = Mixture(tasks, RATIOS, options.num_steps * SAMPLES_PER_STEP, options.seed)
