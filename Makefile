@@ -29,6 +29,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/anchor_cost.py
 	$(BIN)/python benchmarks/data_and_experts.py
 	$(BIN)/python benchmarks/loss_memory.py
+	$(BIN)/python benchmarks/inference.py
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

@@ -28,9 +28,9 @@ from modeling_rosetta.losses_rosetta import cross_entropy_sum  # noqa: E402
 VOCABULARY, WIDTH, TARGETS = 157_420, 256, 2048
 
 
-def of_all_logits(hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = F.linear(hidden_states, weight).float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+def of_all_logits(hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = F.linear(hidden_states[:, :-1], weight).float()
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
 
 
 LOSSES = {"ours": cross_entropy_sum, "of all logits": of_all_logits}
@@ -38,12 +38,12 @@ LOSSES = {"ours": cross_entropy_sum, "of all logits": of_all_logits}
 
 def measure(name: str) -> dict[str, float]:
     torch.manual_seed(0)
-    hidden_states = torch.randn(1, TARGETS, WIDTH, requires_grad=True)
+    hidden_states = torch.randn(1, TARGETS + 1, WIDTH, requires_grad=True)
     weight = (0.02 * torch.randn(VOCABULARY, WIDTH)).requires_grad_()
-    targets = torch.randint(VOCABULARY, (1, TARGETS))
+    labels = torch.randint(VOCABULARY, (1, TARGETS + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    loss = LOSSES[name](hidden_states, weight, targets)
+    loss = LOSSES[name](hidden_states, weight, labels)
     loss.backward()
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

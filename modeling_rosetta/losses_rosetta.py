@@ -62,7 +62,12 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=-100)
 
 
-def cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[`target_cross_entropy_sum`] of the next token; `labels` (B, S) are aligned with the input ids."""
+    return target_cross_entropy_sum(hidden_states, weight, next_tokens(labels))
+
+
+def target_cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     Cross-entropy, summed over the targets, without ever holding all logits; see [`LinearCrossEntropy`].
 
@@ -152,4 +157,11 @@ def routing_losses(
     return balance_loss, capacity_rate
 
 
-__all__ = ["cross_entropy_sum", "feature_flow_sum", "flow_matching_sum", "next_tokens", "routing_losses"]
+__all__ = [
+    "cross_entropy_sum",
+    "feature_flow_sum",
+    "flow_matching_sum",
+    "next_tokens",
+    "routing_losses",
+    "target_cross_entropy_sum",
+]

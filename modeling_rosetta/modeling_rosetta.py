@@ -44,7 +44,7 @@ from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
 from .latent_roles_rosetta import draft_index, is_drawn, seen_by_itself
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder, grid_sizes
-from .losses_rosetta import cross_entropy_sum, feature_flow_sum, flow_matching_sum, next_tokens, routing_losses
+from .losses_rosetta import feature_flow_sum, flow_matching_sum, next_tokens, routing_losses, target_cross_entropy_sum
 from .positions_rosetta import (
     clip_index,
     get_rope_index,
@@ -1035,7 +1035,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             loss = 0.0
             if targets is not None:
                 count = (targets != -100).sum() if num_text_targets is None else num_text_targets
-                text_sum = cross_entropy_sum(outputs.last_hidden_state, self.lm_head.weight, targets)
+                text_sum = target_cross_entropy_sum(outputs.last_hidden_state, self.lm_head.weight, targets)
                 text_loss = text_sum / _at_least_one(count)
                 loss = loss + text_loss
             if velocity_labels is not None:

@@ -17,7 +17,7 @@ def test_chunked_cross_entropy_is_cross_entropy(chunk, monkeypatch):
     weight = torch.randn(50, 16, generator=generator, requires_grad=True)
     labels = torch.randint(0, 50, (2, 9), generator=generator)
     labels[:, 3:5] = -100
-    loss = cross_entropy_sum(hidden, weight, next_tokens(labels))
+    loss = cross_entropy_sum(hidden, weight, labels)
     gradients = torch.autograd.grad(3 * loss, [hidden, weight])
     logits = (hidden @ weight.T)[:, :-1].flatten(0, 1)
     expected = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
@@ -29,11 +29,11 @@ def test_chunked_cross_entropy_is_cross_entropy(chunk, monkeypatch):
 def test_cross_entropy_of_a_frozen_head_and_without_gradients():
     hidden, weight = torch.randn(1, 6, 8, requires_grad=True), torch.randn(10, 8)
     labels = torch.arange(6)[None]
-    loss = cross_entropy_sum(hidden, weight, next_tokens(labels))
+    loss = cross_entropy_sum(hidden, weight, labels)
     loss.backward()
     assert hidden.grad[:, :-1].abs().amin(-1).min() > 0 and hidden.grad[:, -1].abs().max() == 0
     with torch.no_grad():
-        assert torch.equal(cross_entropy_sum(hidden, weight.requires_grad_(), next_tokens(labels)), loss)
+        assert torch.equal(cross_entropy_sum(hidden, weight.requires_grad_(), labels), loss)
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -43,10 +43,10 @@ def test_cross_entropy_in_bfloat16_is_rounded_no_more_than_its_products(autocast
     hidden, weight = torch.randn(1, 40, 16, generator=generator), torch.randn(50, 16, generator=generator)
     hidden, weight = (tensor.bfloat16().float().requires_grad_() for tensor in (hidden, weight))
     labels = torch.randint(0, 50, (1, 40), generator=generator)
-    expected = torch.autograd.grad(cross_entropy_sum(hidden, weight, next_tokens(labels)) / 771, [hidden, weight])
+    expected = torch.autograd.grad(cross_entropy_sum(hidden, weight, labels) / 771, [hidden, weight])
     inputs = [hidden, weight] if autocast else [hidden.bfloat16(), weight.bfloat16()]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = cross_entropy_sum(*inputs, next_tokens(labels)) / 771
+        loss = cross_entropy_sum(*inputs, labels) / 771
     assert loss.dtype == torch.float32
     for gradient, exact in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
         scale = (gradient * exact).sum() / exact.square().sum()
@@ -62,10 +62,10 @@ def test_the_heads_gradient_adds_up_in_fp32_over_the_chunks(autocast, monkeypatc
     hidden, weight = torch.randn(1, 4001, 16, generator=generator), torch.randn(20, 16, generator=generator)
     hidden, weight = (tensor.bfloat16().float().requires_grad_() for tensor in (hidden, weight))
     labels = torch.randint(0, 20, (1, 4001), generator=generator)
-    (exact,) = torch.autograd.grad(cross_entropy_sum(hidden, weight, next_tokens(labels)) / 4000, [weight])
+    (exact,) = torch.autograd.grad(cross_entropy_sum(hidden, weight, labels) / 4000, [weight])
     inputs = [hidden, weight] if autocast else [hidden.bfloat16(), weight.bfloat16()]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = cross_entropy_sum(*inputs, next_tokens(labels)) / 4000
+        loss = cross_entropy_sum(*inputs, labels) / 4000
     (gradient,) = torch.autograd.grad(loss, [inputs[1]])
     assert gradient.dtype == inputs[1].dtype
     assert (gradient - exact).norm() / exact.norm() < 3e-3
