@@ -21,7 +21,7 @@ from modeling_rosetta.modeling_rosetta import RosettaExpertPool  # noqa: E402
 from modeling_rosetta.quantization_rosetta import experts_of, quantize_experts  # noqa: E402
 
 
-GROUP_SIZE, TOKENS, ROUNDS = 64, 256, 5
+GROUP_SIZE, TOKENS, ROUNDS = 32, 256, 5
 
 
 def experts_bytes(module: torch.nn.Module) -> int:

@@ -17,8 +17,8 @@ PUBLISHING = (
 )
 
 
-class DiffusersMethodsMixin:
-    """For a [`PreTrainedModel`]; diffusers is imported by what needs it."""
+class DiffusersPreTrainedModel(PreTrainedModel):
+    """A model of transformers with these methods; diffusers is imported by those that need it."""
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -81,16 +81,25 @@ class DiffusersMethodsMixin:
             if type(module).__name__ == "RosettaExperts" and not skipped:
                 apply_layerwise_casting_hook(module, storage_dtype, compute_dtype, non_blocking)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ):
+        """Raises a `ValueError` if `push_to_hub` is True, but for adapters: the model would have an empty card."""
         if push_to_hub and not getattr(self, "_hf_peft_config_loaded", False):
             raise ValueError(f"`push_to_hub` must be False: the model would have an empty card. {PUBLISHING}")
-        super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def push_to_hub(self, *args, **kwargs):
         """Is refused, but for adapters: the repository would have an empty card, no processor and no pipeline."""
         if not getattr(self, "_hf_peft_config_loaded", False):
             raise NotImplementedError(PUBLISHING)
-        return PreTrainedModel.push_to_hub(self, *args, **kwargs)
+        return super().push_to_hub(*args, **kwargs)
 
 
-__all__ = ["DiffusersMethodsMixin"]
+__all__ = ["DiffusersPreTrainedModel"]

@@ -148,7 +148,7 @@ def _check_prompts(pipe, prompt, negative_prompt, encoded, guidance_scale) -> in
             f"`negative_prompt_embeds` must have one entry for each of the {num_prompts} prompts, got "
             f"{len(negative_embeds)}."
         )
-    is_guided = isinstance(guidance_scale, Real) and guidance_scale > 1
+    is_guided = isinstance(guidance_scale, Real) and float(guidance_scale) > 1
     if embeds is not None and is_guided and negative_embeds is None and negative_prompt is None:
         raise ValueError(NO_OTHERS)
     return num_prompts

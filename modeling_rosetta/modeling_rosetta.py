@@ -39,7 +39,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_blocks_rosetta import visible_blocks
 from .configuration_rosetta import RosettaConfig
 from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
-from .diffusers_methods_rosetta import DiffusersMethodsMixin
+from .diffusers_methods_rosetta import DiffusersPreTrainedModel
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
 from .latent_roles_rosetta import draft_index, is_drawn, seen_by_itself
@@ -307,7 +307,7 @@ class RosettaVisionModel(Qwen3VLVisionModel):
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
-class RosettaPreTrainedModel(DiffusersMethodsMixin, PreTrainedModel):
+class RosettaPreTrainedModel(DiffusersPreTrainedModel):
     config: RosettaConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")

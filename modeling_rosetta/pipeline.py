@@ -196,10 +196,10 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                 first, once; ended, it costs nothing more.
             image_guidance_scale (`float`, *optional*): guides by `image`, too, away from the unconditional velocity
                 without it: above 1, the drawing is truer to it. A step then costs three times one without guidance.
-            guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast of high scales: how
-                far the velocity gets the standard deviation of the conditional one. Costs nothing.
+            guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast and the likeness of
+                images at high scales: how far the velocity gets the deviation of the conditional one. Costs nothing.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the times from and to which there is
-                guidance, as in `sigmas`; a step outside costs half. Without it at late times, images vary more.
+                guidance, as in `sigmas`; a step outside costs half. At late times it does least.
             use_zero_star (`bool`, defaults to `False`): guides by what is not in line with the unconditional velocity
                 (CFG-Zero*), for models that have not learned the latter well. Costs nothing.
             step_cache_threshold (`float`, defaults to 0.0): above 0, steps at which the embedded image has changed by
@@ -344,11 +344,11 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         """Saves the active adapter, as `load_lora_weights` and peft load it."""
         self.transformer.save_pretrained(save_directory)
 
-    def fuse_lora(self, components: list[str] = ("transformer",), lora_scale: float = 1.0, **kwargs):
+    def fuse_lora(self, components: list[str] | tuple[str, ...] = ("transformer",), lora_scale: float = 1.0, **kwargs):
         """Adds the adapters to the weights, for speed: `unload_lora_weights` then leaves these so, to be saved."""
         super().fuse_lora(list(components), lora_scale, **kwargs)
 
-    def unfuse_lora(self, components: list[str] = ("transformer",), **kwargs):
+    def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("transformer",), **kwargs):
         super().unfuse_lora(list(components), **kwargs)
 
     def save_pretrained(

@@ -23,14 +23,14 @@ class RosettaQuantizationConfig(QuantizationConfigMixin):
     """
     Args:
         bits (`int`, defaults to 4): 4 or 8, of each weight of the experts.
-        group_size (`int`, defaults to 64): weights of a row that share a scale and a zero; more is smaller and less
-            exact. A group of 64 adds half a bit to each weight. It must divide the sizes of the experts.
+        group_size (`int`, defaults to 32): weights of a row that share a scale and a zero; more is smaller and less
+            exact. A group of 32 adds a bit to each weight. It must divide the sizes of the experts.
 
     Raises:
         ValueError: if an argument is none of these.
     """
 
-    def __init__(self, bits: int = 4, group_size: int = 64, quant_method: str = METHOD):
+    def __init__(self, bits: int = 4, group_size: int = 32, quant_method: str = METHOD):
         if bits not in (4, 8) or isinstance(bits, bool):
             raise ValueError(f"`bits` must be 4 or 8, got {bits!r}.")
         if type(group_size) is not int or group_size < 2 or group_size % 2:

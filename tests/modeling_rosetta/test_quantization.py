@@ -1,10 +1,7 @@
-"""Experts of 4 and 8 bits: how large and how wrong they are, saved and loaded, and never left out silently."""
-
-import json
+"""Experts of 4 and 8 bits: how large and how wrong they are, and never left out silently."""
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -12,7 +9,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaQuantizationConfig
 from modeling_rosetta.quantization_rosetta import experts_of, quantized, unpacked
 from tests.conftest import tiny_model
-from tests.modeling_rosetta.tiny_pipeline import noise, tiny_pipeline
+from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 
 
 IDS = torch.arange(24).view(2, 12)
@@ -65,29 +62,9 @@ def test_the_experts_are_as_small_and_as_exact_as_their_bits(bits, size, error, 
         assert float((small(IDS).logits - expected).norm() / expected.norm()) == pytest.approx(wrong, rel=0.05)
 
 
-def test_at_64_a_group_4_bits_are_less_than_a_third_of_bf16():
+def test_by_default_4_bits_are_less_than_a_third_of_bf16():
     parts = quantized(torch.randn(2, 8, 128).bfloat16(), 4, RosettaQuantizationConfig().group_size)
-    assert sum(part.nbytes for part in parts) == 2 * 8 * 128 * 2 * 4.5 / 16
-
-
-def test_what_was_quantised_is_saved_and_loaded_as_it_is(saved, tmp_path):
-    pipe = DiffusionPipeline.from_pretrained(
-        saved,
-        trust_remote_code=True,
-        quantization_config=PipelineQuantizationConfig(
-            quant_mapping={"transformer": RosettaQuantizationConfig(4, GROUP)}
-        ),
-    )
-    asked = {"latents": noise(), "num_inference_steps": 2, "output_type": "latent"}
-    drawn = pipe("x", **asked).images
-    assert not torch.allclose(drawn, tiny_pipeline()("x", **asked).images, atol=1e-3)
-    pipe.save_pretrained(tmp_path / "small")
-    file = "model.safetensors"
-    assert (tmp_path / "small" / file).stat().st_size < 0.85 * (saved / file).stat().st_size
-    assert json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]["bits"] == 4
-    again = DiffusionPipeline.from_pretrained(tmp_path / "small", trust_remote_code=True)
-    assert torch.equal(again("x", **asked).images, drawn)
-    assert torch.equal(again.transformer(IDS).logits, pipe.transformer(IDS).logits)
+    assert sum(part.nbytes for part in parts) == 2 * 8 * 128 * 2 * 5 / 16
 
 
 class ForLinearLayersConfig(QuantizationConfigMixin):
