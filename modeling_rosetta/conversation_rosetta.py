@@ -4,7 +4,7 @@ import re
 import reprlib
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .plain_text_rosetta import PlainText
 
@@ -68,9 +68,9 @@ class Drawing:
         is_context (`bool`): whether it is never to be drawn.
     """
 
-    latents: object = None
-    size: object = None
-    image: object = None
+    latents: Any = None
+    size: Any = None
+    image: Any = None
     number: int | None = None
     is_context: bool = False
 
