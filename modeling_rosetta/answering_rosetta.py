@@ -3,18 +3,16 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers.generation.streamers import BaseStreamer
 
-from .answer_checks_rosetta import check_answer, grid_of
-from .conversation_rosetta import AUTHORS_INFERENCE, image_of
-from .drawings_rosetta import vae_image
+from .drawing_checks_rosetta import check_answer, grid_of
 from .flow_scheduler_rosetta import in_use, set_times
-from .images_rosetta import read_image
 from .latent_codec_rosetta import decode_latents, encode_images
 from .source_images_rosetta import noise_of
-from .streaming_rosetta import AnswerStreamer
 
 
 # Batch keys of what images are embedded from, their grids, what else has an entry for each image.
@@ -140,7 +138,7 @@ class _Answer:
         self.pipe, self.model, self.processor, self.on_item = pipe, pipe.transformer, pipe.processor, on_item
         self.device, self.generator = pipe._execution_device, generator
         batch = self.processor.apply_chat_template(
-            [self._encoded(conversation) for conversation in conversations],
+            [self.processor.with_latents_of_images(talk, self._encode) for talk in conversations],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -153,31 +151,10 @@ class _Answer:
         self.rows = list(range(len(conversations)))
         self.contents: list[list[dict]] = [[] for _ in conversations]
         self.num_tokens = [0] * len(conversations)
-        self.num_images, self.cache = 0, None
+        self.num_images, self.cache = 0, cast(Any, None)
 
-    def _encoded(self, conversation: list[dict]) -> list[dict]:
-        """A conversation whose images to understand have their latents beside them, as what was drawn has, if they are
-        given as such."""
-        if "noisy_latents" not in self.processor.image_embeds_from or not isinstance(conversation, list | tuple):
-            return conversation
-        return [
-            {**message, "content": [self._encoded_item(item) for item in message["content"]]}
-            if isinstance(message, dict) and isinstance(message.get("content"), list | tuple)
-            else message
-            for message in conversation
-        ]
-
-    def _encoded_item(self, item: dict) -> dict:
-        if not isinstance(item, dict) or item.get("type") not in ("image", "image_url") or "latents" in item:
-            return item
-        if "noisy_latents" not in item.get("embeds_from", ["noisy_latents"]):
-            return item
-        image = image_of(item, "an image")
-        pixels = vae_image(
-            read_image(image, "`conversation`: an image"), self.processor, self.processor.layout == AUTHORS_INFERENCE
-        )
-        pixels = pixels[None].to(self.device).float() / 255 * 2 - 1
-        return {"type": "image", "image": image, "latents": encode_images(self.pipe.vae, pixels)[0]}
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return encode_images(self.pipe.vae, pixels.to(self.device))
 
     @property
     def length(self) -> int:
@@ -343,6 +320,35 @@ class _Answer:
             reached = self.cache.next_positions[kept]
             self.cache.batch_select_indices(torch.tensor(kept, device=self.device))
             self.cache.next_positions = reached
+
+
+class AnswerStreamer(BaseStreamer):
+    """Passes on the text of each row as it is written, as soon as its characters are whole."""
+
+    def __init__(self, writer, stops: set[int], room: list[int]):
+        self.writer, self.stops, self.room = writer, stops, room
+        self.tokens: list[list[int]] = [[] for _ in room]
+        self.told, self.has_ended, self.is_prompt = [0] * len(room), [False] * len(room), True
+
+    def put(self, value: torch.Tensor):
+        if self.is_prompt:
+            self.is_prompt = False
+            return
+        for i, token in enumerate(value.tolist()):
+            self.has_ended[i] |= token in self.stops or len(self.tokens[i]) >= self.room[i]
+            if not self.has_ended[i]:
+                self.tokens[i].append(token)
+                self._tell(i, is_whole=False)
+
+    def end(self):
+        for i in range(len(self.room)):
+            self._tell(i, is_whole=True)
+
+    def _tell(self, i: int, is_whole: bool):
+        text = self.writer.processor.tokenizer.decode(self.tokens[i])
+        if len(text) > self.told[i] and (is_whole or not text.endswith("\N{REPLACEMENT CHARACTER}")):
+            self.writer.on_item(self.writer.rows[i], {"type": "text", "text": text[self.told[i] :]})
+            self.told[i] = len(text)
 
 
 def _said(tokens: list[int], stops: set[int], pad: int, room: int) -> list[int]:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from .latent_codec_rosetta import MEDIA_KEYS
 from .latent_roles_rosetta import CONTEXT, EMPTY
 
 
 ROW_KEYS = ("input_ids", "token_type_ids", "attention_mask")
-MEDIA_KEYS = ("pixel_values", "image_grid_thw", "image_is_causal", "latents", "latent_pixels")
 
 
 def drawing_rows(
@@ -88,4 +88,4 @@ def _texts(processor, prompt, negative_prompt) -> tuple[list[str], list[str]]:
     return prompts, negatives
 
 
-__all__ = ["MEDIA_KEYS", "drawing_rows"]
+__all__ = ["drawing_rows"]

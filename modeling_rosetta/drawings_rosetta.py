@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .buckets_rosetta import nearest_bucket
-from .conversation_rosetta import AUTHORS_INFERENCE, Drawing, fill
+from .conversation_rosetta import AUTHORS_INFERENCE, Drawing, fill, image_of
 from .images_rosetta import read_image
 
 
@@ -128,6 +128,34 @@ def encode_drawings(drawings: list[Drawing], processor) -> tuple[dict, list[list
     return {"latent_pixels": torch.cat(pixels)} if pixels else {}, grids
 
 
+def with_latents_of_images(conversation: list[dict], processor, encode) -> list[dict]:
+    """
+    A conversation whose images to understand have their latents beside them, as what was drawn has, if the processor
+    gives them as such.
+
+    Args:
+        conversation (`list[dict]`)
+        processor (`RosettaProcessor`)
+        encode (`Callable`): images `(N, 3, H, W)` in [-1, 1] to latents.
+    """
+
+    def encoded(item):
+        kind = item.get("type") if isinstance(item, dict) else None
+        sources = (item.get("embeds_from") or processor.image_embeds_from) if kind in ("image", "image_url") else ()
+        if "noisy_latents" not in sources or item.get("latents") is not None:
+            return item
+        image = image_of(item, "an image")
+        crops = processor.layout == AUTHORS_INFERENCE
+        pixels = vae_image(read_image(image, "`conversation`: an image"), processor, crops).float() / 255 * 2 - 1
+        return {**item, "type": "image", "image": image, "latents": encode(pixels[None])[0]}
+
+    def of_message(message):
+        content = message.get("content") if isinstance(message, dict) else None
+        return {**message, "content": [*map(encoded, content)]} if isinstance(content, list | tuple) else message
+
+    return [*map(of_message, conversation)] if isinstance(conversation, list | tuple) else conversation
+
+
 def vae_image(image: Image.Image, processor, crops: bool = False) -> torch.Tensor:
     """
     An image in RGB as pixels `(3, height, width)`, `uint8`, for the VAE: resized to its training bucket without
@@ -153,4 +181,12 @@ def _tokens(name: str, size: int, patch_size: int) -> int:
     return int(size) // patch_size
 
 
-__all__ = ["all_of", "encode_drawings", "fill_in", "given_drawings", "image_list", "vae_image"]
+__all__ = [
+    "all_of",
+    "encode_drawings",
+    "fill_in",
+    "given_drawings",
+    "image_list",
+    "vae_image",
+    "with_latents_of_images",
+]

@@ -9,6 +9,10 @@ from torch.nn import functional as F
 from .latent_roles_rosetta import has_latents
 
 
+# What a batch of the processor holds of images, besides the grids and roles of those among the latents.
+MEDIA_KEYS = ("pixel_values", "image_grid_thw", "image_is_causal", "latents", "latent_pixels")
+
+
 @torch.no_grad()
 def encode_images(vae, images: torch.Tensor) -> torch.Tensor:
     """

@@ -19,6 +19,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 # diffusers downloads the files that it finds imported here, and theirs. While it reads a repository with a dot in its
 # name it cannot run such imports, so they stand here or in methods.
 if TYPE_CHECKING:
+    from .buckets_rosetta import nearest_bucket  # noqa: F401
+    from .images_rosetta import read_image  # noqa: F401
+    from .latent_roles_rosetta import has_latents  # noqa: F401
     from .modeling_rosetta import RosettaForCausalLMAndImageGeneration  # noqa: F401
     from .positions_rosetta import get_rope_index  # noqa: F401
     from .processing_rosetta import RosettaProcessor  # noqa: F401

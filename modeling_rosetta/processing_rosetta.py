@@ -26,7 +26,15 @@ from .conversation_rosetta import (
     read_conversation,
 )
 from .drawing_rows_rosetta import drawing_rows
-from .drawings_rosetta import all_of, encode_drawings, fill_in, given_drawings, image_list, vae_image
+from .drawings_rosetta import (
+    all_of,
+    encode_drawings,
+    fill_in,
+    given_drawings,
+    image_list,
+    vae_image,
+    with_latents_of_images,
+)
 from .images_rosetta import read_image
 from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN, EMPTY
 from .layout_rosetta import (
@@ -419,6 +427,10 @@ class RosettaProcessor(ProcessorMixin):
     def conversation_of(self, sample: dict[str, torch.Tensor]) -> list[dict]:
         """The messages that a sample was made of: see [`~layout_rosetta.conversation_of`]."""
         return conversation_of(sample, self)
+
+    def with_latents_of_images(self, conversation: list[dict], encode) -> list[dict]:
+        """See [`~drawings_rosetta.with_latents_of_images`]."""
+        return with_latents_of_images(conversation, self, encode)
 
     def draw_prompt(
         self,

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
-from .drawing_rows_rosetta import MEDIA_KEYS
-from .latent_codec_rosetta import with_latents
+from .latent_codec_rosetta import MEDIA_KEYS, with_latents
 from .latent_roles_rosetta import EMPTY
 from .positions_rosetta import get_rope_index
 
