@@ -282,13 +282,13 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             # 3. Set the times
             set_times(self.scheduler, num_inference_steps, sigmas, timesteps, math.prod(prompts.grid_hw), device)
             first = sources.first_step(self.scheduler)
-            timesteps, sigmas = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
+            timesteps, levels = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
             self._num_timesteps = len(timesteps)
 
             # 4. Draw the noise
             num_images = num_images_per_prompt * prompts.num_prompts
             latents = noise_of(self, num_images, prompts.grid_hw, generator, latents)
-            latents = sources.started(latents, float(sigmas[0]))
+            latents = sources.started(latents, float(levels[0]))
             for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
             # 5. Denoise; the first step computes the keys and values of the prompts
@@ -298,8 +298,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                     if self.interrupt:
                         break
                     self._current_timestep = timestep
-                    prompt_inputs = prompts.inputs(self.is_guided_at(float(sigmas[i])))
-                    velocity = self.predict_velocity(latents, sigmas[i].to(device), prompt_inputs)
+                    prompt_inputs = prompts.inputs(self.is_guided_at(float(levels[i])))
+                    velocity = self.predict_velocity(latents, levels[i].to(device), prompt_inputs)
                     latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
                     if callback_on_step_end is not None:
                         given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}
