@@ -52,8 +52,8 @@ from modeling_rosetta import (  # noqa: E402
 from trainer import train_backbone  # noqa: E402
 
 
-RATIOS = {"edit": 0.45, "tell": 0.15, "ask": 0.15, "T2I": 0.1, "MMU": 0.1, "LM": 0.05}
-NUM_STEPS, NUM_ASKED = 800, 100
+RATIOS = {"edit": 0.5, "tell": 0.17, "ask": 0.15, "T2I": 0.05, "MMU": 0.08, "LM": 0.05}
+NUM_STEPS, NUM_ASKED = 1300, 100
 DRAWING = {"num_inference_steps": 20, "guidance_scale": 2.0}
 
 
@@ -138,7 +138,7 @@ def main():
     samples = Mixture(tasks, RATIOS, options.num_steps * SAMPLES_PER_STEP, options.seed)
     train_backbone(model)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = {"learning_rate": 2e-3, "generation_learning_rate": 4e-3, "seed": options.seed}
+        arguments = {"learning_rate": 3e-3, "generation_learning_rate": 5e-3, "seed": options.seed, "maop": False}
         stage_trainer(
             "edits",
             model,
