@@ -50,6 +50,7 @@ from trainer.stages.recipe import StageArguments, read_recipe, stage_facts  # no
 from trainer.stages.repository import save_repository_of  # noqa: E402
 from trainer.stages.run_description import refuse_changes, training_facts  # noqa: E402
 from trainer.stages.starting_point import (  # noqa: E402
+    layout_changes,
     missing_token_types,
     stage_processor,
     write_starting_point,
@@ -136,7 +137,9 @@ def prepare(
         if PartialState().is_main_process and not (checkpoint and start.is_dir()):
             write_starting_point(start, stage, missing)
         PartialState().wait_for_everyone()
-    stream.processor = processor = RosettaProcessor.from_pretrained(start, trust_remote_code=True)
+    stream.processor = processor = RosettaProcessor.from_pretrained(
+        start, trust_remote_code=True, **layout_changes(stage)
+    )
     # Flex attention never holds the mask of a row, but trains on a GPU only.
     attention = {"": "flex_attention" if training.device.type == "cuda" else "sdpa", "vision_config": "sdpa"}
     model = RosettaForCausalLMAndImageGeneration.from_pretrained(

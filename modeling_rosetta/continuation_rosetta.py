@@ -18,6 +18,7 @@ def positions_after(
     token_type_ids: torch.Tensor,
     image_grids: dict[int, torch.Tensor],
     attention_mask: torch.Tensor | None,
+    drafts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     M-RoPE positions `(3, B, S)` of the tokens that come after what is cached, if anything is; see [`get_rope_index`].
@@ -27,12 +28,13 @@ def positions_after(
         token_type_ids (`torch.LongTensor` of shape `(B, S)`): of the new tokens.
         image_grids (`dict[int, torch.LongTensor]`): of the images among them.
         attention_mask (`torch.Tensor`, *optional*): if it has shape `(B, cached + S)`, padding (0) does not advance.
+        drafts (`torch.LongTensor` of shape `(B, S)`, *optional*): of the new tokens, see [`get_rope_index`].
     """
     past_length, (batch_size, length) = cached_length(cache), token_type_ids.shape
     padding = None
     if attention_mask is not None and attention_mask.ndim == 2:
         padding = attention_mask[:, past_length : past_length + length]
-    positions = get_rope_index(token_type_ids, image_grids, padding)
+    positions = get_rope_index(token_type_ids, image_grids, padding, drafts)
     if past_length == 0:
         return positions
     return positions + next_positions(cache, past_length, batch_size, attention_mask).to(positions.device)[:, None]
@@ -106,9 +108,9 @@ def sources(config) -> list[Source]:
     found = [Source(index, config.feature_keys(token_type)) for index, token_type in config.feature_types.items()]
     if (index := config.token_type_index("pixel_values")) is not None:
         patches = config.vision_config.spatial_merge_size**2
-        found.append(Source(index, ("pixel_values",), ("image_grid_thw",), patches))
+        found.append(Source(index, ("pixel_values",), ("image_grid_thw", "image_is_causal"), patches))
     if (index := config.token_type_index("noisy_latents")) is not None:
-        found.append(Source(index, ("noisy_latents", "latents"), ("latent_grid_hw", "timesteps")))
+        found.append(Source(index, ("noisy_latents", "latents"), ("latent_grid_hw", "timesteps", "latent_roles")))
     return found
 
 

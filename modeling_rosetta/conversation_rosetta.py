@@ -2,35 +2,41 @@
 
 import re
 import reprlib
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .plain_text_rosetta import PlainText
 
 
-# What a message of each role may hold.
+AUTHORS_TRAINING, AUTHORS_INFERENCE, IN_ORDER = LAYOUTS = ("authors_training", "authors_inference", "in_order")
+# What a message of each role may hold; in order, an assistant's also images to understand.
 CONTENT_TYPES = {"system": ("text",), "user": ("text", "image"), "assistant": ("text", "latents")}
 TEMPLATE_ROLES = re.compile(r"""["'](tool|developer)["']""")  # of text, in templates that read them
 IMAGE_KEYS = ("image", "url", "path", "base64")
 # What a message may say beside its content; a template that does not read it would drop it.
 OTHER_KEYS = ("tool_calls", "function_call", "audio")
 
-# What is not text stands between the vision marks. Images to understand stand before their turn, and a response ends
-# without a line break, as the authors train.
+# What is not text stands between the vision marks. Images to understand stand before their turn, as the authors train,
+# but for those that a layout puts in place; a response ends without a line break, as they train, too.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- set content = [{"type": "text", "text": message.content}] if message.content is string else message.content -%}
-    {%- for item in content if item.type == "image" -%}
-        {{- "<|vision_start|><|image_pad|><|vision_end|>" -}}
+    {%- for item in content if item.type in ("image", "image_latents") and not item.in_place -%}
+        {{- "<|vision_start|>" + ("<|image_pad|>" if item.type == "image" else "<|vision_pad|>") + "<|vision_end|>" -}}
     {%- endfor -%}
     {{- "<|im_start|>" + message.role + "\\n" -}}
     {%- set body -%}
         {%- for item in content -%}
             {%- if item.type == "text" -%}
                 {{- item.text -}}
-            {%- elif item.type == "latents" -%}
+            {%- elif item.type == "latents" or (item.type == "image_latents" and item.in_place) -%}
                 {{- "<|vision_start|><|vision_pad|><|vision_end|>" -}}
-            {%- elif item.type != "image" -%}
+            {%- elif item.type == "image" and item.in_place -%}
+                {{- "<|vision_start|><|image_pad|><|vision_end|>" -}}
+            {%- elif item.type == "joint_image" -%}
+                {{- "<|vision_start|><|vision_pad|><｜joint_img_sep｜><|image_pad|><|vision_end|>" -}}
+            {%- elif item.type not in ("image", "image_latents") -%}
                 {{- "<|vision_start|><|" + item.type + "|><|vision_end|>" -}}
             {%- endif -%}
         {%- endfor -%}
@@ -47,6 +53,30 @@ CHAT_TEMPLATE = """\
     {{- "<|im_start|>assistant\\n" -}}
 {%- endif -%}
 """
+
+
+@dataclass
+class Drawing:
+    """
+    An image among the latents, by what is known of it; nothing is, if it was left out of the conversation.
+
+    Args:
+        latents (`torch.Tensor` of shape `(C, h, w)`, *optional*)
+        size (`tuple[int, int]`, *optional*): (height, width) in pixels, of an image to draw in inference.
+        image (*optional*): the image, as [`~images_rosetta.read_image`] takes it.
+        number (`int`, *optional*): in its place, which of the images to understand it is.
+        is_context (`bool`): whether it is never to be drawn.
+    """
+
+    latents: Any = None
+    size: Any = None
+    image: Any = None
+    number: int | None = None
+    is_context: bool = False
+
+    @property
+    def is_left_out(self) -> bool:
+        return self.latents is None and self.size is None and self.image is None and self.number is None
 
 
 class Turn(NamedTuple):
@@ -84,7 +114,13 @@ def find_turns(row: list[int], turn_start_id: int, turn_end_id: int, headers: di
 
 
 def read_conversation(
-    conversation: list[dict], feature_keys: list[str], template: str, plain_text: PlainText, tokenize: bool
+    conversation: list[dict],
+    feature_keys: list[str],
+    template: str,
+    plain_text: PlainText,
+    tokenize: bool,
+    layout: str = AUTHORS_TRAINING,
+    image_embeds_from: list[str] = ("pixel_values",),
 ) -> dict[str, list]:
     """
     Checks a conversation and takes it apart.
@@ -95,10 +131,11 @@ def read_conversation(
         template (`str`): the chat template that will read the messages.
         plain_text (`PlainText`): marks what in the messages is text and would be a mark of the layout.
         tokenize (`bool`): as in [`PlainText.mark`].
+        layout (`str`), image_embeds_from (`list[str]`): as of [`RosettaProcessor`].
 
     Returns:
         `dict[str, list]`: `messages` for the chat template, and what they hold in order, `None` where it was left
-        out: `images`; `drawings`, a latent or its (height, width); and a list for each of `feature_keys`.
+        out: `images`; `drawings`, each a [`Drawing`]; and a list for each of `feature_keys`.
 
     Raises:
         ValueError: if a role or an item is unknown, an item stands in a turn of the wrong role, or a message says
@@ -120,20 +157,43 @@ def read_conversation(
                 f"`conversation`: message {i} has `{unread[0]}`, which the chat template does not read; "
                 "leave it out or use a template of your own."
             )
-        allowed = [*types_of_role[role], *(feature_keys if role in ("user", "assistant") else ())]
+        shown = ("image",) if layout == IN_ORDER and role == "assistant" else ()
+        allowed = [*types_of_role[role], *shown, *(feature_keys if role in ("user", "assistant") else ())]
         items = [_read_item(item, f"message {i} of role {role!r}", allowed) for item in _content(message, i)]
         texts = [item["text"] for item in items if item["type"] == "text"]
         marked = iter(plain_text.mark(texts, f"`conversation`: message {i}", tokenize))
+        content = []
         for item in items:
-            if item["type"] == "text":
-                item["text"] = next(marked)
+            kind = item["type"]
+            if kind == "text":
+                content.append({"type": "text", "text": next(marked)})
+            elif kind == "image":
+                content += _place_image(item, parts, layout, image_embeds_from)
             else:
-                kind = {"image": "images", "latents": "drawings"}.get(item["type"], item["type"])
-                parts[kind].append(item.pop("value"))
+                value = item["value"]
+                if kind == "latents" and layout == IN_ORDER:
+                    value = replace(value, is_context=message.get("weight") == 0)
+                parts["drawings" if kind == "latents" else kind].append(value)
+                content.append({"type": kind})
         others = {k: v for k, v in message.items() if k not in ("role", "content") and k in template}
         others = plain_text.mark_all(others, f"`conversation`: message {i}", tokenize)
-        parts["messages"].append({**others, "role": role, "content": items})
+        parts["messages"].append({**others, "role": role, "content": content})
     return parts
+
+
+def _place_image(item: dict, parts: dict[str, list], layout: str, embeds_from: list[str]) -> list[dict]:
+    """Adds an image to understand to `parts`; returns what the template is told of it. An item may say itself what it
+    is given as: one that was drawn is in the context as latents already."""
+    embeds_from = item["embeds_from"] or embeds_from
+    if "noisy_latents" in embeds_from:
+        number = len(parts["images"]) if item["latents"] is None else None
+        parts["drawings"].append(Drawing(latents=item["latents"], number=number, is_context=True))
+    if "pixel_values" in embeds_from or item["latents"] is None:
+        parts["images"].append(item["value"])
+    if layout == AUTHORS_INFERENCE:
+        return [{"type": "joint_image"}]
+    types = [{"noisy_latents": "image_latents", "pixel_values": "image"}[source] for source in embeds_from]
+    return [{"type": kind, "in_place": layout == IN_ORDER} for kind in types]
 
 
 def _content(message: dict, i: int) -> list:
@@ -150,8 +210,7 @@ def _read_item(item: dict, where: str, allowed: list[str]) -> dict:
     """Its `type` and, of a text, `text`; else `value`, `None` if it was left out of the item."""
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "image_url" and "image" in allowed:  # OpenAI's
-        url = item.get("image_url")
-        item, kind = {"url": url.get("url") if isinstance(url, dict) else url}, "image"
+        kind = "image"
     if not isinstance(kind, str) or kind not in allowed:
         raise ValueError(f"`conversation`: {where} may hold {allowed}, got {reprlib.repr(kind or item)}.")
     if kind == "text":
@@ -160,10 +219,21 @@ def _read_item(item: dict, where: str, allowed: list[str]) -> dict:
                 f"`conversation`: `text` of {where} must be a string, got {reprlib.repr(item.get('text'))}."
             )
         return {"type": "text", "text": item["text"]}
-    return {"type": kind, "value": _image(item, where) if kind == "image" else _drawing_or_clip(item, kind)}
+    if kind == "image":
+        return {
+            "type": kind,
+            "value": image_of(item, where),
+            "latents": item.get("latents"),
+            "embeds_from": item.get("embeds_from"),
+        }
+    return {"type": kind, "value": _drawing(item, where) if kind == "latents" else item.get(kind)}
 
 
-def _image(item: dict, where: str):
+def image_of(item: dict, where: str):
+    """The image of an item, `None` if it was left out."""
+    if item.get("type") == "image_url":
+        url = item.get("image_url")
+        item = {"url": url.get("url") if isinstance(url, dict) else url}
     given = [key for key in IMAGE_KEYS if item.get(key) is not None]
     if len(given) > 1:
         raise ValueError(f"`conversation`: an image of {where} must have one of {list(IMAGE_KEYS)}, got {given}.")
@@ -173,10 +243,12 @@ def _image(item: dict, where: str):
     return value
 
 
-def _drawing_or_clip(item: dict, kind: str):
-    if item.get(kind) is None and item.get("height") is not None and item.get("width") is not None:
-        return item["height"], item["width"]
-    return item.get(kind)
+def _drawing(item: dict, where: str) -> Drawing:
+    if item.get("latents") is None and item.get("height") is not None and item.get("width") is not None:
+        return Drawing(size=(item["height"], item["width"]))
+    return (
+        Drawing(latents=item["latents"]) if item.get("latents") is not None else Drawing(image=image_of(item, where))
+    )
 
 
 def fill(slots: list, given: list | None, name: str) -> list | None:
@@ -198,4 +270,17 @@ def fill(slots: list, given: list | None, name: str) -> list | None:
     return [next(rest) if slot is None else slot for slot in slots]
 
 
-__all__ = ["CHAT_TEMPLATE", "CONTENT_TYPES", "Turn", "fill", "find_turns", "read_conversation"]
+__all__ = [
+    "AUTHORS_INFERENCE",
+    "AUTHORS_TRAINING",
+    "CHAT_TEMPLATE",
+    "CONTENT_TYPES",
+    "IN_ORDER",
+    "LAYOUTS",
+    "Drawing",
+    "Turn",
+    "fill",
+    "find_turns",
+    "image_of",
+    "read_conversation",
+]

@@ -14,6 +14,8 @@ def guided(
     scale: float,
     rescale: float = 0.0,
     use_zero_star: bool = False,
+    without_images: torch.Tensor | None = None,
+    image_scale: float | None = None,
 ) -> torch.Tensor:
     """
     Args:
@@ -22,6 +24,9 @@ def guided(
         rescale (`float`): how far the result gets the standard deviation of the conditional one, in [0, 1].
         use_zero_star (`bool`): first projects the conditional velocity onto the unconditional one, so that guidance
             adds only what is not in line with it (CFG-Zero*, https://arxiv.org/abs/2503.18886).
+        without_images (`torch.Tensor` of shape `(N, C, h, w)`, *optional*): the unconditional velocity without the
+            images that are drawn from, which guidance leads away from, too (https://arxiv.org/abs/2211.09800).
+        image_scale (`float`, *optional*): its scale; 1 is the same as without it.
 
     Returns:
         `torch.Tensor` of shape `(N, C, h, w)`.
@@ -30,6 +35,8 @@ def guided(
         share = cfg_zero_star_scale(conditional.flatten(1), unconditional.flatten(1))
         unconditional = unconditional * share[:, :, None, None]
     velocity = unconditional + scale * (conditional - unconditional)
+    if without_images is not None:
+        velocity = velocity + (image_scale - 1) * (unconditional - without_images)
     return rescale_noise_cfg(velocity, conditional, rescale) if rescale > 0 else velocity
 
 

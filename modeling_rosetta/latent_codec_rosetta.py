@@ -1,9 +1,16 @@
 """Images to the latents that Rosetta draws, and back: the FLUX.2 VAE, its 2 x 2 patches and its statistics."""
 
+import math
 from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
+
+from .latent_roles_rosetta import has_latents
+
+
+# What a batch of the processor holds of images, besides the grids and roles of those among the latents.
+MEDIA_KEYS = ("pixel_values", "image_grid_thw", "image_is_causal", "latents", "latent_pixels")
 
 
 @torch.no_grad()
@@ -40,6 +47,48 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
 
 
+def encode_pixels(vae, pixels: torch.Tensor, latent_grid_hw: torch.Tensor) -> torch.Tensor:
+    """
+    Encodes the images of a batch, those of one size together.
+
+    Args:
+        vae (`AutoencoderKLFlux2`): on the device of `pixels`.
+        pixels (`torch.Tensor` of shape `(P, 3)`): all pixels of all images, `uint8`.
+        latent_grid_hw (`torch.LongTensor` of shape `(I, 2)`): height and width of each image in tokens.
+
+    Returns:
+        `torch.FloatTensor` of shape `(L, C)`: the latents of all images, row-major, in order.
+    """
+    grids = [tuple(grid) for grid in latent_grid_hw.tolist()]
+    side = math.isqrt(len(pixels) // sum(height * width for height, width in grids))  # of a token, in pixels
+    parts = pixels.split([height * width * side**2 for height, width in grids])
+    latents: list[torch.Tensor | None] = [None] * len(grids)
+    for grid in dict.fromkeys(grids):
+        members = [i for i, other in enumerate(grids) if other == grid]
+        images = torch.stack([parts[i].T.unflatten(1, (grid[0] * side, grid[1] * side)) for i in members])
+        for i, encoded in zip(members, encode_images(vae, images.float() / 255 * 2 - 1), strict=True):
+            latents[i] = encoded.flatten(1).T
+    return torch.cat(latents)
+
+
+def with_latents(inputs: dict, vae) -> dict:
+    """
+    A batch with latents in place of pixels, if it has any.
+
+    Raises:
+        ValueError: if there are pixels, but no VAE.
+    """
+    if inputs.get("latent_pixels") is None:
+        return inputs
+    if vae is None:
+        raise ValueError("`vae` must be given: there are images to draw as pixels, and not as latents.")
+    inputs = dict(inputs)
+    grids, roles = inputs["latent_grid_hw"], inputs.get("latent_roles")
+    grids = grids if roles is None else grids[has_latents(roles)]
+    inputs["latents"] = encode_pixels(vae, inputs.pop("latent_pixels"), grids)
+    return inputs
+
+
 def _statistics(vae, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     # Read off the batch norm, which would update them if it were called in training mode.
     with _values_brought(vae.bn):
@@ -67,4 +116,4 @@ def _values_brought(module: torch.nn.Module):
         hook.post_forward(module, None)
 
 
-__all__ = ["decode_latents", "encode_images"]
+__all__ = ["decode_latents", "encode_images", "encode_pixels", "with_latents"]

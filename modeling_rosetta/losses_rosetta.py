@@ -87,16 +87,23 @@ def target_cross_entropy_sum(hidden_states: torch.Tensor, weight: torch.Tensor, 
     return LinearCrossEntropy.apply(hidden_states, weight, targets)
 
 
-def flow_matching_sum(velocity: torch.Tensor, velocity_labels: torch.Tensor, latent_grid_hw: torch.Tensor):
+def flow_matching_sum(
+    velocity: torch.Tensor,
+    velocity_labels: torch.Tensor,
+    latent_grid_hw: torch.Tensor,
+    is_target: torch.Tensor | None = None,
+):
     """
     Squared error of the velocity, averaged within each image and summed over the images.
 
     Args:
         velocity, velocity_labels (`torch.Tensor` of shape `(L, C)`)
         latent_grid_hw (`torch.LongTensor` of shape `(I, 2)`)
+        is_target (`torch.BoolTensor` of shape `(I,)`, *optional*): which images count; default to all.
     """
     tokens_per_image = latent_grid_hw.prod(-1).to(velocity.device)
-    weight = (1 / tokens_per_image).repeat_interleave(tokens_per_image, output_size=len(velocity))
+    share = 1 / tokens_per_image if is_target is None else is_target.to(velocity.device) / tokens_per_image
+    weight = share.repeat_interleave(tokens_per_image, output_size=len(velocity))
     return ((velocity.float() - velocity_labels.float()).square().mean(-1) * weight).sum()
 
 

@@ -42,6 +42,7 @@ from .continuation_rosetta import cached_length, holds_cached, keep_positions, n
 from .diffusers_methods_rosetta import DiffusersPreTrainedModel
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
+from .latent_roles_rosetta import draft_index, is_drawn, seen_by_itself
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder, grid_sizes
 from .losses_rosetta import feature_flow_sum, flow_matching_sum, next_tokens, routing_losses, target_cross_entropy_sum
 from .positions_rosetta import (
@@ -516,6 +517,8 @@ class RosettaModel(RosettaPreTrainedModel):
         noisy_latents: torch.Tensor | None = None,
         latent_grid_hw: torch.LongTensor | None = None,
         timesteps: torch.Tensor | None = None,
+        image_is_causal: torch.Tensor | None = None,
+        latent_roles: torch.Tensor | None = None,
         shield_shared_expert: bool = False,
         use_cache: bool | None = None,
         return_routing: bool = False,
@@ -563,13 +566,25 @@ class RosettaModel(RosettaPreTrainedModel):
         if use_cache and past_key_values is None and sequence_ids is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
         grids = self.image_grids(image_grid_thw, latent_grid_hw)
+        drafts = None
+        if latent_roles is not None:
+            is_time = self._timestep_tokens(input_ids, embeds)
+            drafts = draft_index(token_type_ids, self.latent_type, latent_grid_hw, latent_roles, is_time)
         if position_ids is None:
-            position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask)
+            position_ids = positions_after(past_key_values, token_type_ids, grids, attention_mask, drafts)
         position_ids = position_ids.expand(3, *token_type_ids.shape)
         if past_key_values is not None and not torch.compiler.is_compiling():
             keep_positions(past_key_values, cached_length(past_key_values), position_ids, attention_mask)
         mask = self._attention_mask(
-            hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips
+            hidden_states,
+            token_type_ids,
+            attention_mask,
+            sequence_ids,
+            grids,
+            past_key_values,
+            clips,
+            drafts,
+            image_is_causal,
         )
         attention_blocks = visible_blocks(mask)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
@@ -766,19 +781,33 @@ class RosettaModel(RosettaPreTrainedModel):
         return (embeds == embedding.to(embeds.dtype)).all(-1)
 
     def _attention_mask(
-        self, hidden_states, token_type_ids, attention_mask, sequence_ids, grids, past_key_values, clips=()
+        self,
+        hidden_states,
+        token_type_ids,
+        attention_mask,
+        sequence_ids,
+        grids,
+        past_key_values,
+        clips=(),
+        drafts=None,
+        image_is_causal=None,
     ):
-        """Causal, with full attention inside each image and each clip that is generated, and none between packed
-        samples."""
+        """Causal, with full attention inside each image and each clip that is generated, none between packed samples,
+        and none on drafts but their own."""
         blocks = None
-        images = [image_index(token_type_ids, t, grid.prod(-1)) for t, grid in grids.items() if len(grid) > 0]
-        for block in (*images, *clips):
+        images = {t: image_index(token_type_ids, t, grid.prod(-1)) for t, grid in grids.items() if len(grid) > 0}
+        if image_is_causal is not None and (image := images.get(self.vision_type)) is not None:
+            images[self.vision_type] = image.masked_fill(image_is_causal.bool()[image.clamp(min=0)], -1)
+        for block in (*images.values(), *clips):
             first = 0 if blocks is None else blocks.max() + 1  # images of two types are not one block
             block = torch.where(block >= 0, block + first, -1)
             blocks = block if blocks is None else torch.maximum(blocks, block)
         if blocks is not None and past_key_values is not None:
             # An image or clip never spans two calls, so nothing in the cache is in a block.
-            blocks = F.pad(blocks, (cached_length(past_key_values), 0), value=-1)
+            blocks, drafts = (
+                index if index is None else F.pad(index, (cached_length(past_key_values), 0), value=-1)
+                for index in (blocks, drafts)
+            )
         positions = None
         if sequence_ids is not None:
             attention_mask = None  # padding has a sequence of its own
@@ -789,6 +818,7 @@ class RosettaModel(RosettaPreTrainedModel):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=positions,
+            and_mask_function=None if drafts is None else seen_by_itself(drafts),
             block_sequence_ids=blocks,
         )
 
@@ -873,6 +903,8 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         latent_grid_hw: torch.LongTensor | None = None,
         timesteps: torch.Tensor | None = None,
         velocity_labels: torch.Tensor | None = None,
+        image_is_causal: torch.Tensor | None = None,
+        latent_roles: torch.Tensor | None = None,
         shield_shared_expert: bool = False,
         num_text_targets: torch.Tensor | int | None = None,
         num_latent_images: torch.Tensor | int | None = None,
@@ -903,6 +935,11 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             latent_grid_hw (`(I, 2)`): their grids; pairs of `int` for graphs that are compiled.
             timesteps (`(I,)`): their sigmas in [0, 1]; 1 is noise, 0 makes a clean image that is context.
             velocity_labels (`(L, C)`): noise - data.
+            image_is_causal (`(I,)`): which images to understand have causal attention among their tokens, as in the
+                authors' inference; by default none.
+            latent_roles (`(I,)`): what the images among the latents are for, a value of `latent_roles_rosetta`: some
+                are context, of which no velocity is learnt, some drafts, which only themselves see; by default all
+                are to draw.
             shield_shared_expert (`bool`): detach the shared expert's output for all tokens that are not routed to the
                 foundation's experts (paper, B.1, stage 1).
             num_text_targets, num_latent_images, num_feature_targets (by name of the type): what the sums of the text
@@ -952,6 +989,8 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             "noisy_latents": noisy_latents,
             "latent_grid_hw": latent_grid_hw,
             "timesteps": timesteps,
+            "image_is_causal": image_is_causal,
+            "latent_roles": latent_roles,
             **kwargs,
         }
         if not torch.compiler.is_compiling() and holds_cached(inputs, attention_mask, past_key_values):
@@ -1000,8 +1039,11 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
                 text_loss = text_sum / _at_least_one(count)
                 loss = loss + text_loss
             if velocity_labels is not None:
-                count = len(latent_grid_hw) if num_latent_images is None else num_latent_images
-                flow_sum = flow_matching_sum(velocity, velocity_labels, torch.as_tensor(latent_grid_hw))
+                roles = inputs["latent_roles"]
+                is_target = None if roles is None else is_drawn(roles)
+                count = len(latent_grid_hw) if is_target is None else is_target.sum()
+                count = count if num_latent_images is None else num_latent_images
+                flow_sum = flow_matching_sum(velocity, velocity_labels, torch.as_tensor(latent_grid_hw), is_target)
                 flow_loss = flow_sum / _at_least_one(count)
                 loss = loss + self.config.flow_loss_coef * flow_loss
             for name, feature_velocity in feature_velocities.items():

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -13,13 +13,15 @@ from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscr
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 
 # diffusers downloads the files that it finds imported here, and theirs. While it reads a repository with a dot in its
 # name it cannot run such imports, so they stand here or in methods.
 if TYPE_CHECKING:
+    from .buckets_rosetta import nearest_bucket  # noqa: F401
+    from .images_rosetta import read_image  # noqa: F401
+    from .latent_roles_rosetta import has_latents  # noqa: F401
     from .modeling_rosetta import RosettaForCausalLMAndImageGeneration  # noqa: F401
     from .positions_rosetta import get_rope_index  # noqa: F401
     from .processing_rosetta import RosettaProcessor  # noqa: F401
@@ -63,25 +65,10 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         scheduler: FlowMatchEulerDiscreteScheduler,
         processor: ProcessorMixin,
     ):
+        from .drawing_checks_rosetta import check_parts
+
         super().__init__()
-        sources = None if transformer is None else [t["embeds_from"] for t in transformer.config.token_types]
-        if None not in (transformer, processor) and processor.embeds_from != sources:
-            raise ValueError(
-                f"`processor.embeds_from` must be {sources}, as the token types of `transformer`, got "
-                f"{processor.embeds_from}: see `processor.set_token_types`."
-            )
-        if None not in (vae, processor):
-            pixels = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.patch_size[0]
-            if processor.latent_patch_size != pixels:
-                raise ValueError(
-                    f"`processor.latent_patch_size` must be {pixels}, the pixels of a token of this `vae`, got "
-                    f"{processor.latent_patch_size}."
-                )
-        if None not in (vae, transformer) and transformer.config.latent_channels != vae.bn.num_features:
-            raise ValueError(
-                f"`transformer.config.latent_channels` must be {vae.bn.num_features}, the channels of a token of "
-                f"this `vae`, got {transformer.config.latent_channels}."
-            )
+        check_parts(transformer, vae, processor)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, processor=processor)
         self.image_processor = VaeImageProcessor()
 
@@ -140,22 +127,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         negative_prompt_embeds, negative_prompt_embeds_mask = others or (None, None)
         return prompt_embeds, prompt_embeds_mask, negative_prompt_embeds, negative_prompt_embeds_mask
 
-    def prepare_latents(
-        self,
-        num_images: int,
-        grid_hw: list[int],
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The given noise, or new noise, `(N, C, h, w)` in fp32."""
-        shape = (num_images, self.transformer.config.latent_channels, *grid_hw)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
-        return latents.to(device=device, dtype=torch.float32)
-
     def predict_velocity(self, latents: torch.Tensor, sigma: torch.Tensor, prompt_inputs: dict) -> torch.Tensor:
         """Noise - data of `latents` `(N, C, h, w)` at `sigma` in [0, 1], with guidance; `(N, C, h, w)` in fp32."""
         from .guidance_rosetta import guided
@@ -166,22 +137,27 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         velocity = self._step_cache.velocity(prompt_inputs, tokens, sigma.expand(num_rows))
 
         velocity = velocity.float().unflatten(0, (num_rows, -1)).transpose(1, 2).unflatten(2, latents.shape[2:])
-        conditional, unconditional = velocity[: len(latents)], velocity[len(latents) :]
-        if len(unconditional) == 0:
+        conditional, *others = velocity.split(len(latents))
+        if not others:
             return conditional
-        return guided(conditional, unconditional, self._guidance_scale, self._guidance_rescale, self._use_zero_star)
+        unconditional, *without_images = others
+        how = (self._guidance_scale, self._guidance_rescale, self._use_zero_star)
+        return guided(conditional, unconditional, *how, *without_images, image_scale=self._image_guidance_scale)
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        image=None,
         height: int | None = None,
         width: int | None = None,
+        strength: float | None = None,
         num_inference_steps: int = 50,
         sigmas: list[float] | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 5.0,
+        image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_zero_star: bool = False,
@@ -206,7 +182,13 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             prompt (`str` or `list[str]`): what to draw.
             negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; by default `<｜cfg｜>`
                 in place of each token of the prompt, as in training. Costs nothing beside guidance.
-            height, width (`int`, *optional*): in pixels; by default the square that the model was trained around.
+            image (*optional*): what to draw from, as [`~images_rosetta.read_image`] takes it: an image for all
+                prompts, a list of several for one, or a list with an image or a list for each. It is read once, before
+                the prompt, as the processor's `layout` and `image_embeds_from` say.
+            height, width (`int`, *optional*): in pixels; by default the size for images of the shape of `image`, or
+                the square that the model was trained around.
+            strength (`float`, *optional*): in (0, 1]: `image` is not read, but drawn over: mixed with noise as far as
+                at this time, from where the steps start. For models that have not learned to draw from images.
             num_inference_steps (`int`, defaults to 50)
             sigmas (`list[float]`, *optional*): the times to step through in place of `num_inference_steps` equal
                 steps; 1 is noise, the last step goes to 0. Not every scheduler takes them.
@@ -215,6 +197,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                 unconditional). Up to 1 there is no guidance, and a step costs half. Callbacks change, begin or end it
                 for the steps after theirs: `pipe._guidance_scale = 1.0`. Begun, it reads the unconditional prompts
                 first, once; ended, it costs nothing more.
+            image_guidance_scale (`float`, *optional*): guides by `image`, too, away from the unconditional velocity
+                without it: above 1, the drawing is truer to it. A step then costs three times one without guidance.
             guidance_rescale (`float`, defaults to 0.0): in [0, 1], against the glaring contrast and the likeness of
                 images at high scales: how far the velocity gets the deviation of the conditional one. Costs nothing.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the times from and to which there is
@@ -252,6 +236,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         from .flow_scheduler_rosetta import in_use, set_times
         from .latent_codec_rosetta import decode_latents
         from .prompts_rosetta import lay_out
+        from .source_images_rosetta import SourceImages, noise_of
         from .step_cache_rosetta import StepCache
 
         # 1. Check the arguments
@@ -281,25 +266,29 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs=tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
+        sources = SourceImages(self, image, prompt, strength, image_guidance_scale, prompt_embeds)
         self._guidance_scale, self._guidance_interval = guidance_scale, guidance_interval
         self._guidance_rescale, self._use_zero_star = guidance_rescale, use_zero_star
+        self._image_guidance_scale = image_guidance_scale
         self._current_timestep, self._interrupt = None, False
         device = self._execution_device
 
         with in_use(self.scheduler), lora_scaled(self.transformer, attention_kwargs):
             # 2. Lay out the tokens: a row for each prompt, and one for each of what guidance leads away from
             generator = list(generator) if isinstance(generator, tuple) else generator
-            texts = (prompt, negative_prompt, height, width, system_prompt, max_sequence_length)
-            prompts = lay_out(self, *texts, encoded, num_images_per_prompt)
+            texts = (prompt, negative_prompt, *sources.size(height, width), system_prompt, max_sequence_length)
+            prompts = lay_out(self, *texts, encoded, num_images_per_prompt, sources)
 
             # 3. Set the times
             set_times(self.scheduler, num_inference_steps, sigmas, timesteps, math.prod(prompts.grid_hw), device)
-            timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
+            first = sources.first_step(self.scheduler)
+            timesteps, levels = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
             self._num_timesteps = len(timesteps)
 
             # 4. Draw the noise
             num_images = num_images_per_prompt * prompts.num_prompts
-            latents = self.prepare_latents(num_images, prompts.grid_hw, device, generator, latents)
+            latents = noise_of(self, num_images, prompts.grid_hw, generator, latents)
+            latents = sources.started(latents, float(levels[0]))
             for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
             # 5. Denoise; the first step computes the keys and values of the prompts
@@ -309,8 +298,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                     if self.interrupt:
                         break
                     self._current_timestep = timestep
-                    prompt_inputs = prompts.inputs(self.is_guided_at(sigmas[i]))
-                    velocity = self.predict_velocity(latents, self.scheduler.sigmas[i].to(device), prompt_inputs)
+                    prompt_inputs = prompts.inputs(self.is_guided_at(float(levels[i])))
+                    velocity = self.predict_velocity(latents, levels[i].to(device), prompt_inputs)
                     latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
                     if callback_on_step_end is not None:
                         given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}
@@ -327,6 +316,17 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             images = self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> dict | list[dict]:
+        """Text and images in one answer, with `stream_answer` as they come: see [`~answering_rosetta.answer`]."""
+        from .answering_rosetta import answer
+
+        return answer(self, conversation, **arguments)
+
+    def stream_answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> Iterator:
+        from .answering_rosetta import stream_answer
+
+        return stream_answer(self, conversation, **arguments)
 
     def load_lora_weights(
         self,

@@ -78,6 +78,7 @@ def get_rope_index(
     token_type_ids: torch.Tensor,
     image_grids: dict[int, torch.Tensor],
     attention_mask: torch.Tensor | None = None,
+    drafts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     M-RoPE positions. Text advances by one and has t = h = w. An image that starts at s has t = s, h = s + row and
@@ -88,6 +89,7 @@ def get_rope_index(
         image_grids (`dict[int, torch.LongTensor]`): for each token type that is an image, the grids `(I, 2)` of its
             images: height and width in tokens, in the order of the tokens.
         attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): padding (0) does not advance.
+        drafts (`torch.LongTensor` of shape `(B, S)`, *optional*): see [`without_place`].
 
     Returns:
         `torch.LongTensor` of shape `(3, B, S)`.
@@ -110,8 +112,28 @@ def get_rope_index(
         advance = torch.where(of_type, torch.where(last, torch.maximum(height, width), 0), advance)
         offsets[1] = torch.where(of_type, place // width, offsets[1])
         offsets[2] = torch.where(of_type, place % width, offsets[2])
-    start = advance.cumsum(-1) - advance
+    start = advance.cumsum(-1) - advance - without_place(advance, drafts)
     return start + offsets
+
+
+def without_place(advance: torch.Tensor, drafts: torch.Tensor | None) -> torch.Tensor:
+    """
+    How far the positions of tokens fall behind, since the drafts before them take no place.
+
+    Args:
+        advance (`torch.LongTensor` of shape `(B, S)`): how far each token moves on what stands behind it.
+        drafts (`torch.LongTensor` of shape `(B, S)`, *optional*): the draft that each token is of, else
+            -1, see [`~latent_roles_rosetta.draft_index`].
+
+    Returns:
+        `torch.LongTensor` of shape `(B, S)`: within a draft that of its start.
+    """
+    if drafts is None:
+        return torch.zeros_like(advance)
+    is_draft = drafts >= 0
+    of_drafts = advance * is_draft
+    before = of_drafts.cumsum(-1) - of_drafts
+    return before.masked_fill(is_draft, 0).cummax(-1).values
 
 
 def positions_in_sequence(sequence_ids: torch.Tensor) -> torch.Tensor:
@@ -142,4 +164,12 @@ def packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
     return F.pad(starts.cumsum(-1), (1, 0))
 
 
-__all__ = ["clip_index", "get_rope_index", "image_index", "packed_sequences", "places_of", "positions_in_sequence"]
+__all__ = [
+    "clip_index",
+    "get_rope_index",
+    "image_index",
+    "packed_sequences",
+    "places_of",
+    "positions_in_sequence",
+    "without_place",
+]

@@ -1,14 +1,11 @@
 """Text, images to understand and images to draw -> the batch of the model, and back."""
 
-import itertools
 import math
 import re
 import reprlib
-from numbers import Integral
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
@@ -17,8 +14,38 @@ from transformers.utils.chat_template_utils import _get_template_variables, rend
 
 from .arguments_rosetta import changes_nothing, read_arguments
 from .buckets_rosetta import NUM_RATIOS, inference_buckets, nearest_bucket, training_buckets
-from .conversation_rosetta import CHAT_TEMPLATE, CONTENT_TYPES, Turn, fill, find_turns, read_conversation
+from .conversation_rosetta import (
+    AUTHORS_INFERENCE,
+    AUTHORS_TRAINING,
+    CHAT_TEMPLATE,
+    CONTENT_TYPES,
+    IN_ORDER,
+    Turn,
+    fill,
+    find_turns,
+    read_conversation,
+)
+from .drawing_rows_rosetta import drawing_rows
+from .drawings_rosetta import (
+    all_of,
+    encode_drawings,
+    fill_in,
+    given_drawings,
+    image_list,
+    vae_image,
+    with_latents_of_images,
+)
 from .images_rosetta import read_image
+from .latent_roles_rosetta import CONTEXT, COPY, DRAFT, DRAWN, EMPTY
+from .layout_rosetta import (
+    JOINT,
+    check_layout,
+    check_slots,
+    conversation_of,
+    labels_in_order,
+    slot_roles,
+    without_images,
+)
 from .plain_text_rosetta import END, START, PlainText
 
 
@@ -31,8 +58,7 @@ COMMON_VARIABLES = ("enable_thinking", "reasoning_effort")
 
 class RosettaProcessor(ProcessorMixin):
     r"""
-    Tokenizer, image processor and token layout of Rosetta: the authors' training layout, on which their inference
-    layout is one attribute away (`latent_prefix`).
+    Tokenizer, image processor and token layout of Rosetta: by default the authors' training layout.
 
     In text, `<|image_pad|>` stands for one image to understand and `<|vision_pad|>` for one image to draw. In
     `input_ids` both become `<|image_pad|>`, one for each token of the image, told apart by `token_type_ids`.
@@ -51,6 +77,13 @@ class RosettaProcessor(ProcessorMixin):
             tokens, as in the authors' inference but not in their training.
         latent_prefix_type (`int`, defaults to 0): the token type of these tokens: text, but in the authors' MoT a type
             that passes through the generation stream.
+        layout (`str`, defaults to `"authors_training"`): where the images of a conversation stand.
+            `"authors_training"`: those to understand before their turn; in training, what comes behind an image to
+            draw sees it noisy. `"authors_inference"`: each in its turn, as clean latents and then ViT tokens, which
+            attend causally. `"in_order"`: each where it was put, in an assistant's turn, too; what comes behind an
+            image to draw sees it clean, and an assistant's turn learns to open it.
+        image_embeds_from (`list[str]`, defaults to `["pixel_values"]`): what images to understand are given as: ViT
+            tokens of `"pixel_values"`, clean latents, `"noisy_latents"` at timestep 0, or both, in this order.
 
     Raises:
         ValueError: if the tokenizer lacks a special token, or sizes or token types do not fit.
@@ -66,6 +99,8 @@ class RosettaProcessor(ProcessorMixin):
         latent_patch_size=16,
         latent_prefix=False,
         latent_prefix_type=0,
+        layout=AUTHORS_TRAINING,
+        image_embeds_from=("pixel_values",),
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         # Rows to generate from; transformers' pipelines ask the tokenizer. Training rows are padded by the collator.
@@ -75,6 +110,8 @@ class RosettaProcessor(ProcessorMixin):
         self.latent_patch_size = latent_patch_size
         self.latent_prefix = latent_prefix
         self.latent_prefix_type = latent_prefix_type
+        self.layout = layout
+        self.image_embeds_from = list(image_embeds_from)
         self.training_buckets = training_buckets(base_size, latent_patch_size)
         self.inference_buckets = inference_buckets(base_size, latent_patch_size)
 
@@ -108,7 +145,8 @@ class RosettaProcessor(ProcessorMixin):
                 f"`latent_prefix_type` must be the index of a token type embedded from 'input_ids', of {embeds_from}, "
                 f"got {self.latent_prefix_type}."
             )
-        needed = self.special_tokens(embeds_from, self.base_size, self.latent_prefix)
+        check_layout(self.layout, self.image_embeds_from, embeds_from, self.latent_prefix)
+        needed = self.special_tokens(embeds_from, self.base_size, self.latent_prefix, self.layout)
         missing = [
             token
             for token in needed
@@ -131,6 +169,7 @@ class RosettaProcessor(ProcessorMixin):
         self.vision_end_token_id = ids["<|vision_end|>"]
         self.latents_token_id = ids.get("<|vision_pad|>")
         self.timestep_token_id = ids.get("<｜timestep｜>")
+        self.joint_token_id = ids.get(JOINT)
         self._vision_token_ids = list(ids.values())
 
     @staticmethod
@@ -138,6 +177,7 @@ class RosettaProcessor(ProcessorMixin):
         embeds_from: list[str] = ("input_ids", "pixel_values", "noisy_latents"),
         base_size: int = 256,
         latent_prefix: bool = False,
+        layout: str = AUTHORS_TRAINING,
     ) -> list[str]:
         """The tokens that a processor with these attributes needs of its tokenizer."""
         tokens = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -146,7 +186,7 @@ class RosettaProcessor(ProcessorMixin):
         if latent_prefix:
             tokens += ["<｜timestep｜>", f"<｜img_size_{base_size}｜>"]
             tokens += [f"<｜img_ratio_{i}｜>" for i in range(NUM_RATIOS)]
-        return tokens
+        return [*tokens, JOINT] if layout == AUTHORS_INFERENCE else tokens
 
     def __call__(
         self,
@@ -194,7 +234,7 @@ class RosettaProcessor(ProcessorMixin):
                 be truncated, or an argument cannot be honoured.
             TypeError: if there is no such argument.
         """
-        given = {"images": images, "latents": latents, "latent_sizes": latent_sizes}
+        given = {"images": images, "drawings": given_drawings(latents, latent_sizes) or []}
         arguments = {"videos": videos, "audio": audio, **kwargs}
         return self._encode(text, given, arguments, return_labels, sanitize_control_tokens)
 
@@ -216,20 +256,22 @@ class RosettaProcessor(ProcessorMixin):
         vision = self._encode_images(rows, given["images"], tensors, image_arguments)
         merge_area = self.image_processor.merge_size**2
         image_tokens = iter([int(math.prod(grid)) // merge_area for grid in vision.get("image_grid_thw", [])])
-        drawing = self._encode_latents(rows, given["latents"], given["latent_sizes"])
-        latent_grids = iter(drawing.get("latent_grid_hw", []))
+        drawing, slots = self._encode_latents(rows, given["drawings"], return_labels)
+        slots = iter(slots)
         clips, clip_lengths = self._encode_features(rows, features, tensors)
 
         batch = {"input_ids": [], "token_type_ids": [], "attention_mask": []}
         for i, row in enumerate(rows):
-            input_ids, token_type_ids, counts = self._expand(row, image_tokens, latent_grids, clip_lengths)
-            if return_labels:
+            input_ids, token_type_ids, counts, openings = self._expand(row, image_tokens, slots, clip_lengths)
+            is_closed = return_labels and not (self.layout == IN_ORDER and self.turn_start_token_id in row)
+            if is_closed:
                 input_ids.append(self.turn_end_token_id)
                 token_type_ids.append(0)
-                batch.setdefault("labels", []).append(self._labels(input_ids, token_type_ids))
+            if return_labels:
+                batch.setdefault("labels", []).append(self._labels(input_ids, token_type_ids, openings))
             if spans is not None:
                 spoken = [any(s < end and e > start for start, end in spans[i]) for s, e in places[i]]
-                mask = [*np.repeat(spoken, counts), *[False] * return_labels]
+                mask = [*np.repeat(spoken, counts), *[False] * is_closed]
                 mask = [int(speaks and t == 0) for speaks, t in zip(mask, token_type_ids, strict=True)]
                 batch.setdefault("assistant_masks", []).append(mask)
             if text_arguments.get("return_mm_token_type_ids"):
@@ -293,6 +335,8 @@ class RosettaProcessor(ProcessorMixin):
         if return_assistant_tokens_mask and continue_final_message:
             raise ValueError("`return_assistant_tokens_mask` and `continue_final_message` cannot be given together.")
         template = self._template(chat_template)
+        if self.layout != AUTHORS_TRAINING and "in_place" not in template:
+            raise ValueError(f"`chat_template` must put images `in_place` for the layout {self.layout!r}.")
         variables, arguments = self._split_variables(template, {"tools": tools, "documents": documents, **kwargs})
         arguments = {**(processor_kwargs or {}), **arguments}
         own = ("images", "latents", "latent_sizes", "return_labels", "sanitize_control_tokens", *self._feature_keys)
@@ -301,7 +345,15 @@ class RosettaProcessor(ProcessorMixin):
         plain_text = self._plain_text()
         batched = isinstance(conversation, (list, tuple)) and any(isinstance(m, (list, tuple)) for m in conversation)
         contents = [
-            read_conversation(messages, self._feature_keys, template, plain_text, tokenize)
+            read_conversation(
+                messages,
+                self._feature_keys,
+                template,
+                plain_text,
+                tokenize,
+                self.layout,
+                self.image_embeds_from,
+            )
             for messages in (conversation if batched else [conversation])
         ]
         variables = {key: plain_text.mark_all(value, f"`{key}`", tokenize) for key, value in variables.items()}
@@ -319,10 +371,11 @@ class RosettaProcessor(ProcessorMixin):
         generates = add_generation_prompt or continue_final_message
         if generates and "padding_side" not in {**arguments, **(arguments.get("text_kwargs") or {})}:
             arguments["padding_side"] = "left"
+        drawings = given_drawings(given["latents"], given["latent_sizes"])
         batch = self._encode(
             text,
-            _fill_in(contents, given),
-            {**arguments, **{key: fill(_all(contents, key), given[key], key) for key in self._feature_keys}},
+            fill_in(contents, {**given, "drawings": drawings}, "pixel_values" in self.image_embeds_from),
+            {**arguments, **{key: fill(all_of(contents, key), given[key], key) for key in self._feature_keys}},
             bool(given["return_labels"]),
             marked=True,
             spans=spans if return_assistant_tokens_mask else None,
@@ -349,7 +402,7 @@ class RosettaProcessor(ProcessorMixin):
                 if message.get("weight") == 0:
                     batch["labels"][0, turn.start : turn.end] = -100
         rows = ("input_ids", "token_type_ids", "labels")
-        images = ("pixel_values", "image_grid_thw", "latents", "latent_grid_hw", *self._feature_keys)
+        images = [key for key in self.model_input_names if key not in (*rows, "attention_mask")]
         return {**{key: batch[key][0] for key in rows}, **{key: batch[key] for key in images if key in batch}}
 
     def drop_prompt(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -367,6 +420,18 @@ class RosettaProcessor(ProcessorMixin):
                     dropped["labels"][turn.start : turn.end] = -100
         return dropped
 
+    def drop_images(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The twin of a sample for guidance by an image: see [`~layout_rosetta.without_images`]."""
+        return without_images(sample, self)
+
+    def conversation_of(self, sample: dict[str, torch.Tensor]) -> list[dict]:
+        """The messages that a sample was made of: see [`~layout_rosetta.conversation_of`]."""
+        return conversation_of(sample, self)
+
+    def with_latents_of_images(self, conversation: list[dict], encode) -> list[dict]:
+        """See [`~drawings_rosetta.with_latents_of_images`]."""
+        return with_latents_of_images(conversation, self, encode)
+
     def draw_prompt(
         self,
         prompt: str | list[str],
@@ -375,9 +440,12 @@ class RosettaProcessor(ProcessorMixin):
         negative_prompt: str | list[str] | None = None,
         do_classifier_free_guidance: bool = True,
         system_prompt: str | None = None,
+        images: list[list] | None = None,
+        guides_by_images: bool = False,
     ) -> BatchFeature:
         """
-        The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them.
+        The rows that the pipeline draws from: B conditional ones and, with guidance, B unconditional ones after them,
+        which still have the images; with `guides_by_images`, then B without these, too.
         Padding is on the left, so that the images of all rows stand at the same columns, at the end.
 
         Args:
@@ -387,48 +455,20 @@ class RosettaProcessor(ProcessorMixin):
                 rows; by default `<｜cfg｜>` in place of each token of the prompt.
             do_classifier_free_guidance (`bool`, defaults to `True`): whether to return unconditional rows.
             system_prompt (`str`, *optional*): the system's turn that all rows start with.
+            images (`list[list]`, *optional*): those to draw from, of each prompt, as
+                [`~images_rosetta.read_image`] takes them. They stand in the user's turn, before the prompt.
+            guides_by_images (`bool`, defaults to `False`)
 
         Returns:
             [`BatchFeature`] of tensors `input_ids`, `token_type_ids`, `attention_mask` `(2B, S)` and `latent_grid_hw`
-            `(2B, 2)`.
+            `(2B, 2)`; with images what `__call__` returns of them.
 
         Raises:
-            ValueError: if a prompt is no string, prompts differ in number, or a size is no multiple of
-                `latent_patch_size`.
+            ValueError: if a prompt is no string, prompts differ in number, an image cannot be read, or a size is no
+                multiple of `latent_patch_size`.
         """
-        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
-        negatives = list(negative_prompt) if isinstance(negative_prompt, (list, tuple)) else negatives
-        plain_text = self._plain_text()
-        for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, got {reprlib.repr(texts)}.")
-            for i, text in enumerate(texts):
-                plain_text.mark([text], f"`{name}`: prompt {i}")
-        if negative_prompt is not None and len(negatives) != len(prompts):
-            raise ValueError(
-                f"`negative_prompt` must be one string or one for each of the {len(prompts)} prompts, "
-                f"got {len(negatives)}."
-            )
-        negatives = negatives if do_classifier_free_guidance else []
-        height, width = (self.base_size if size is None else size for size in (height, width))
-        slot = {"type": "latents", "height": height, "width": width}
-        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        conversations = [
-            [*system, {"role": "user", "content": text}, {"role": "assistant", "content": [slot]}]
-            for text in prompts + negatives
-        ]
-        batch = self.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, padding=False, truncation=False
-        )
-        if do_classifier_free_guidance and not negatives:
-            batch["input_ids"] += [
-                np.where(self._user_tokens(row), self.cfg_token_id, row).tolist() for row in batch["input_ids"]
-            ]
-            for key in ("token_type_ids", "attention_mask", "latent_grid_hw"):
-                batch[key] += batch[key]
-        rows = self._pad({key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")}, "left")
-        return BatchFeature({**rows, "latent_grid_hw": batch["latent_grid_hw"]}, tensor_type="pt")
+        arguments = (prompt, height, width, negative_prompt, do_classifier_free_guidance, system_prompt)
+        return drawing_rows(self, *arguments, images, guides_by_images)
 
     def preprocess_vae_image(self, image) -> torch.Tensor:
         """
@@ -442,9 +482,7 @@ class RosettaProcessor(ProcessorMixin):
             ValueError: if `image` cannot be read.
         """
         image = read_image(image, "`image`")
-        height, width = self.training_buckets[nearest_bucket(image.height, image.width, self.training_buckets)]
-        resized = image.resize((width, height), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
+        return vae_image(image, self).float() / 255 * 2 - 1
 
     @property
     def image_token(self) -> str:
@@ -452,7 +490,8 @@ class RosettaProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        images = ["pixel_values", "image_grid_thw", "latents", "latent_grid_hw"]
+        images = ["pixel_values", "image_grid_thw", "image_is_causal"]
+        images += ["latents", "latent_pixels", "latent_grid_hw", "latent_roles"]
         return ["input_ids", "token_type_ids", "attention_mask", *images, *self._feature_keys]
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
@@ -499,9 +538,9 @@ class RosettaProcessor(ProcessorMixin):
         # thousands of special tokens.
         tokenizer = self.tokenizer
         state = (id(tokenizer), len(tokenizer), str(tokenizer.special_tokens_map), *self.embeds_from)
-        state = (*state, self.base_size, self.latent_prefix)
+        state = (*state, self.base_size, self.latent_prefix, self.layout)
         if self._plain_text_of[0] != state:
-            marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix)
+            marks = self.special_tokens(self.embeds_from, self.base_size, self.latent_prefix, self.layout)
             plain_text = PlainText(tokenizer, marks, [f"<|{key}|>" for key in self._feature_keys])
             self._plain_text_of = (state, plain_text)
         return self._plain_text_of[1]
@@ -589,7 +628,7 @@ class RosettaProcessor(ProcessorMixin):
 
     def _encode_images(self, rows: list[list[int]], images, return_tensors: str | None, arguments: dict) -> dict:
         expected = [row.count(self.image_token_id) for row in rows]
-        images, given = _image_list(images)
+        images, given = image_list(images)
         if given is None:
             given, expected = len(images), sum(expected)
         if given != expected:
@@ -607,76 +646,81 @@ class RosettaProcessor(ProcessorMixin):
         if "pixel_values" not in self.embeds_from:
             raise ValueError(f"`images`: no token type is embedded from 'pixel_values', only from {self.embeds_from}.")
         try:
-            return dict(self.image_processor(images, **arguments))
+            batch = dict(self.image_processor(images, **arguments))
         except ValueError as error:
             raise ValueError(f"`images`: {error}") from error
+        if self.layout == AUTHORS_INFERENCE:
+            batch["image_is_causal"] = [1] * len(images)
+        return batch
 
-    def _encode_latents(self, rows: list[list[int]], latents: list | None, latent_sizes: list | None):
+    def _encode_latents(self, rows: list[list[int]], drawings: list, training: bool) -> tuple[dict, list]:
+        """What the batch holds of images among the latents, and (height, width, role) of each."""
         expected = sum(row.count(self.latents_token_id) for row in rows)
-        if latents is not None and latent_sizes is not None:
-            raise ValueError("`latents` and `latent_sizes` cannot be given together: latents have their size.")
-        latents, latent_sizes = (
-            None if given is None else _listed(name, given)
-            for name, given in (("latents", latents), ("latent_sizes", latent_sizes))
-        )
-        given = latents if latents is not None else latent_sizes if latent_sizes is not None else []
-        if len(given) and self.latents_token_id is None:
+        if drawings and self.latents_token_id is None:
             raise ValueError(
                 f"`latents`: no token type is embedded from 'noisy_latents', only from {self.embeds_from}."
             )
-        if len(given) != expected:
+        if len(drawings) != expected:
             raise ValueError(
                 f"`latents`: `text` has {expected} placeholders <|vision_pad|> (one for each image to draw), but "
-                f"{len(given)} latents or sizes were given."
+                f"{len(drawings)} latents or sizes were given."
             )
+        if self.layout != AUTHORS_TRAINING:
+            for row in rows:
+                marks = (self.vision_start_token_id, self.vision_end_token_id, self.joint_token_id)
+                check_slots(row, {self.image_token_id, self.latents_token_id}, *marks)
         if not expected:
-            return {}
-        if latents is None:
-            for i, size in enumerate(latent_sizes):
-                if np.shape(size) != (2,):
-                    raise ValueError(f"`latent_sizes`: size {i} must be (height, width), got {reprlib.repr(size)}.")
-            return {"latent_grid_hw": [self._latent_grid(height, width) for height, width in latent_sizes]}
-        for i, latent in enumerate(latents):
-            if not isinstance(latent, torch.Tensor) or latent.ndim != 3:
-                shape = tuple(getattr(latent, "shape", ()))
-                raise ValueError(
-                    f"`latents`: latent {i} must be a tensor (C, h, w), got {type(latent).__name__} of shape {shape}."
+            return {}, []
+        batch, grids = encode_drawings(drawings, self)
+        if training and batch and any(drawing.size is not None for drawing in drawings):
+            raise ValueError("`latent_sizes`: to train on them, images among others that have latents need them, too.")
+        if training:
+            is_context, ends = (d.is_context for d in drawings), {self.vision_end_token_id, self.turn_end_token_id}
+            in_order = self.layout == IN_ORDER
+            roles = [
+                role
+                for row in rows
+                for role in slot_roles(
+                    row, self.latents_token_id, ends, self._turns(row) if in_order else [], is_context, in_order
                 )
-        _check_channels("latents", [len(latent) for latent in latents])
-        return {
-            "latents": torch.cat([latent.flatten(1).T for latent in latents]),
-            "latent_grid_hw": [list(latent.shape[1:]) for latent in latents],
-        }
+            ]
+            shown = {*roles} - {DRAWN}
+        else:
+            roles = [EMPTY if drawing.size is not None else CONTEXT for drawing in drawings]
+            shown = {*roles} == {EMPTY, CONTEXT}
+        slots = [(*grid, role) for grid, role in zip(grids, roles, strict=True)]
+        pairs = [[slot] if slot[2] != DRAFT else [slot, (*slot[:2], COPY)] for slot in slots]
+        batch["latent_grid_hw"] = [[height, width] for pair in pairs for height, width, _ in pair]
+        if shown:
+            batch["latent_roles"] = [role for pair in pairs for *_, role in pair]
+        return batch, slots
 
-    def _latent_grid(self, height: int, width: int) -> list[int]:
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, Integral) or size < 1 or size % self.latent_patch_size:
-                raise ValueError(
-                    f"`{name}` of an image to draw must be a positive multiple of {self.latent_patch_size} pixels, "
-                    f"got {size!r}."
-                )
-        return [int(height) // self.latent_patch_size, int(width) // self.latent_patch_size]
-
-    def _expand(self, row: list[int], image_tokens, latent_grids, clip_lengths) -> tuple[list[int], ...]:
+    def _expand(self, row: list[int], image_tokens, slots, clip_lengths) -> tuple[list[int], ...]:
         """
-        Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`, and how
-        many each of `row` became.
+        Placeholders become one token for each token of their image. Returns `input_ids`, `token_type_ids`, how many
+        each of `row` became, and where images to draw open.
         """
-        input_ids, token_type_ids, counts = [], [], []
+        input_ids, token_type_ids, counts, openings = [], [], [], []
         for token in row:
-            prefix, count, token_type = [], 1, 0
+            length = len(input_ids)
+            if token == self.latents_token_id:
+                height, width, role = next(slots)
+                prefix, latent_type = self._prefix(height, width), self.embeds_from.index("noisy_latents")
+                openings += [length - 1] if role in (DRAWN, DRAFT) and length else []
+                for marks in (prefix, prefix[-1:]) if role == DRAFT else (prefix,):  # the copy has a time of its own
+                    input_ids += marks + [self.image_token_id] * height * width
+                    token_type_ids += [self.latent_prefix_type] * len(marks) + [latent_type] * height * width
+                counts.append(len(input_ids) - length)
+                continue
+            count, token_type = 1, 0
             if token < 0:
                 token, count, token_type = self.image_token_id, next(clip_lengths[-token]), -token
             elif token == self.image_token_id:
                 count, token_type = next(image_tokens), self.embeds_from.index("pixel_values")
-            elif token == self.latents_token_id:
-                height, width = next(latent_grids)
-                prefix = self._prefix(height, width)
-                token, count, token_type = self.image_token_id, height * width, self.embeds_from.index("noisy_latents")
-            input_ids += prefix + [token] * count
-            token_type_ids += [self.latent_prefix_type] * len(prefix) + [token_type] * count
-            counts.append(len(prefix) + count)
-        return input_ids, token_type_ids, counts
+            input_ids += [token] * count
+            token_type_ids += [token_type] * count
+            counts.append(count)
+        return input_ids, token_type_ids, counts, openings
 
     def _prefix(self, height: int, width: int) -> list[int]:
         if not self.latent_prefix:
@@ -695,8 +739,10 @@ class RosettaProcessor(ProcessorMixin):
                 mask[turn.content : turn.close] = True
         return mask & ~np.isin(row, self._vision_token_ids)
 
-    def _labels(self, row: list[int], token_type_ids: list[int]) -> list[int]:
+    def _labels(self, row: list[int], token_type_ids: list[int], openings: list[int]) -> list[int]:
         turns = self._turns(row)
+        if self.layout == IN_ORDER:
+            return labels_in_order(row, token_type_ids, turns, self._vision_token_ids, openings)
         targets = np.full(len(row), not turns)
         for previous, turn in zip([None, *turns], turns, strict=False):
             if turn.role != "assistant":
@@ -762,15 +808,6 @@ class RosettaProcessor(ProcessorMixin):
         return padded
 
 
-def _image_list(images) -> tuple[list, list[int] | None]:
-    """All images, and how many each text has if they were given as one list for each."""
-    if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
-        return list(itertools.chain(*images)), [len(item) for item in images]
-    if images is None or isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
-        return list(() if images is None else images), None
-    return [images], None
-
-
 def _listed(name: str, given) -> list:
     if not (given is None or isinstance(given, (list, tuple, np.ndarray, torch.Tensor))):
         raise ValueError(f"`{name}` must be a list, got {reprlib.repr(given)}.")
@@ -780,30 +817,6 @@ def _listed(name: str, given) -> list:
 def _check_channels(name: str, channels: list[int]):
     if len(set(channels)) > 1:
         raise ValueError(f"`{name}` must all have the same number of channels, got {reprlib.repr(channels)}.")
-
-
-def _all(contents: list[dict], key: str) -> list:
-    return list(itertools.chain(*(content[key] for content in contents)))
-
-
-def _fill_in(contents: list[dict], given: dict) -> dict[str, list | None]:
-    """`images`, `latents` and `latent_sizes` of the messages, where they were left out those given to the call."""
-    images, slots = given["images"], _all(contents, "images")
-    if any(slot is not None for slot in slots):
-        flat, counts = (None, None) if images is None else _image_list(images)
-        left_out = [sum(slot is None for slot in content["images"]) for content in contents]
-        if counts not in (None, left_out):
-            raise ValueError(f"`images`: the messages leave out {left_out}, but {counts} were given to the call.")
-        filled = iter(fill(slots, flat, "images"))
-        kept = [len(c["images"]) - (n if flat is None else 0) for c, n in zip(contents, left_out, strict=True)]
-        images = [list(itertools.islice(filled, count)) for count in kept]
-    latents, sizes = given["latents"], given["latent_sizes"]
-    slots = _all(contents, "drawings")
-    if any(slot is not None for slot in slots):
-        filled = fill(slots, sizes if latents is None else latents, "latents" if sizes is None else "latent_sizes")
-        sizes = [drawing for drawing in filled if isinstance(drawing, (list, tuple))] or None
-        latents = [drawing for drawing in filled if not isinstance(drawing, (list, tuple))] or None
-    return {"images": images, "latents": latents, "latent_sizes": sizes}
 
 
 RosettaProcessor.register_for_auto_class()

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
+from .latent_codec_rosetta import MEDIA_KEYS, with_latents
+from .latent_roles_rosetta import EMPTY
 from .positions_rosetta import get_rope_index
 
 
@@ -13,6 +15,7 @@ NO_OTHERS = (
     "returns both."
 )
 ROWS = ("input_ids", "token_type_ids", "attention_mask", "latent_grid_hw")
+GRIDS = "latent_grid_hw"
 
 
 class Prompts:
@@ -22,12 +25,14 @@ class Prompts:
 
     Args:
         transformer ([`RosettaForCausalLMAndImageGeneration`])
-        rows (`dict`): from the processor, of N prompts and then of N others; on one device.
+        rows (`dict`): from the processor, of N prompts and then of N others, and perhaps of N without images; with the
+            images that are drawn from; on one device.
         vision_start_token_id (`int`): of the token that an image starts with.
         num_images_per_prompt (`int`): how often a step repeats each row.
         encoded (`tuple`): for either kind of rows, their keys and values if they are known, as [`Prompts.encode`]
             returns them.
         has_others (`bool`): whether it is known what guidance leads away from.
+        num_kinds (`int`): of rows; 3 for guidance by images.
     """
 
     def __init__(
@@ -38,17 +43,25 @@ class Prompts:
         num_images_per_prompt: int = 1,
         encoded: tuple[Encoded | None, Encoded | None] = (None, None),
         has_others: bool = True,
+        num_kinds: int = 2,
     ):
         self.transformer, self.num_images_per_prompt, self.has_others = transformer, num_images_per_prompt, has_others
-        self.rows = {key: rows[key].chunk(2) for key in ROWS}
-        latent_type = transformer.config.token_type_index("noisy_latents")
-        self.position_ids = get_rope_index(
-            rows["token_type_ids"], {latent_type: rows["latent_grid_hw"]}, rows["attention_mask"]
-        ).chunk(2, dim=1)
+        self.num_kinds, grids = num_kinds, transformer.model.image_grids(rows.get("image_grid_thw"), rows[GRIDS])
+        self.position_ids = get_rope_index(rows["token_type_ids"], grids, rows["attention_mask"]).chunk(num_kinds, 1)
+        roles = rows.get("latent_roles", torch.full_like(rows[GRIDS][:, 0], EMPTY))
+        self._media = {
+            key: rows[key].chunk(2) for key in MEDIA_KEYS if key in rows
+        }  # rows without images are the last
+        if (roles != EMPTY).any():
+            self._media[GRIDS] = rows[GRIDS][roles != EMPTY].chunk(2)
+        self.rows = {key: rows[key].chunk(num_kinds) for key in ROWS[:3]}
+        self.rows[GRIDS] = rows[GRIDS][roles == EMPTY].chunk(num_kinds)
         # Padding on the left puts the images of all rows at the same columns.
-        self.end_of_prompt, self.start, self.end = image_columns(rows, transformer.config, vision_start_token_id)
-        self._encoded = [None if given is None else _unpack(given[0], transformer) for given in encoded]
-        self._read: list[list | None] = [None, None]  # keys and values of all that comes before `start`
+        self.end_of_prompt, self.start, self.end = image_columns(
+            rows, rows[GRIDS][-1], transformer.config, vision_start_token_id
+        )
+        self._encoded = [None if given is None else _unpack(given[0], transformer) for given in (*encoded, None)]
+        self._read: list[list | None] = [None] * num_kinds  # keys and values of all that comes before `start`
         self._inputs: tuple[bool | None, dict] = (None, {})
 
     @property
@@ -66,7 +79,7 @@ class Prompts:
         if self._inputs[0] != is_guided:
             if is_guided and not self.has_others:
                 raise ValueError(NO_OTHERS)
-            kinds = [0, 1] if is_guided else [0]
+            kinds = [*range(self.num_kinds)] if is_guided else [0]
             self._read_to(self.start, [kind for kind in kinds if self._read[kind] is None])
             repeats = self.num_images_per_prompt
             inputs = {
@@ -107,7 +120,8 @@ class Prompts:
 
     def _read_to(self, end: int, kinds: list[int]):
         """Runs the transformer over the columns before `end`, all rows that nothing is known of at once."""
-        for together in ([k for k in kinds if self._encoded[k] is None], *([k] for k in kinds if self._encoded[k])):
+        unknown = [k for k in kinds if self._encoded[k] is None]
+        for together in (unknown, *([k] for k in kinds if self._encoded[k])):
             if not together:
                 continue
             known = self._encoded[together[0]]
@@ -121,23 +135,32 @@ class Prompts:
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **self._media_of(together if known is None else []),
             ).past_key_values
             layers = [(layer.keys.chunk(len(together)), layer.values.chunk(len(together))) for layer in cache.layers]
             for place, kind in enumerate(together):
                 self._read[kind] = [(keys[place], values[place]) for keys, values in layers]
 
+    def _media_of(self, kinds: list[int]) -> dict[str, torch.Tensor]:
+        """The images of the rows of these kinds; those of the third have none."""
+        kinds = [kind for kind in kinds if kind < 2]
+        return {key: torch.cat([parts[kind] for kind in kinds]) for key, parts in self._media.items() if kinds}
+
     def _columns(self, key: str, kinds: list[int], start: int, end: int) -> torch.Tensor:
         return torch.cat([self.rows[key][kind] for kind in kinds])[:, start:end]
 
 
-def image_columns(rows: dict[str, torch.Tensor], config, vision_start_token_id: int) -> tuple[int, int, int]:
-    """Where the prompt ends and the image's marks start, and where the tokens start and end that change with time."""
-    changing = rows["token_type_ids"][0] == config.token_type_index("noisy_latents")
+def image_columns(
+    rows: dict[str, torch.Tensor], grid_hw: torch.Tensor, config, vision_start_token_id: int
+) -> tuple[int, int, int]:
+    """Where the prompt ends and the image's marks start, and where the tokens start and end that change with time; the
+    image is the last one, and has this grid."""
+    ids, types = rows["input_ids"][0], rows["token_type_ids"][0]
+    end = int((types == config.token_type_index("noisy_latents")).nonzero()[-1]) + 1
+    start = end - int(grid_hw.prod())
     if config.timestep_token_id is not None:
-        changing |= rows["input_ids"][0] == config.timestep_token_id
-    columns = changing.nonzero().flatten().tolist()
-    marks = (rows["input_ids"][0, : columns[0]] == vision_start_token_id).nonzero().flatten().tolist()
-    return marks[-1], columns[0], columns[-1] + 1
+        start -= int(ids[start - 1] == config.timestep_token_id)
+    return int((ids[:start] == vision_start_token_id).nonzero()[-1]), start, end
 
 
 def lay_out(
@@ -150,14 +173,26 @@ def lay_out(
     max_sequence_length: int,
     encoded: tuple[tuple, tuple] = ((None, None), (None, None)),
     num_images_per_prompt: int = 1,
+    sources=None,
 ) -> Prompts:
     """The [`Prompts`] of a drawing, on the device that the pipeline `pipe` runs on; the arguments are its call's."""
     processor, config, start = pipe.processor, pipe.transformer.config, pipe.processor.vision_start_token_id
     height, width = (int(side) if isinstance(side, np.integer) else side for side in (height, width))
+    images, guides_by_images = (None, False) if sources is None else (sources.read, sources.guide)
     is_known = [given[0] is not None for given in encoded]
     texts = [""] * len(encoded[0][0]) if is_known[0] else prompt
-    rows = processor.draw_prompt(texts, height, width, negative_prompt, system_prompt=system_prompt)
-    length = image_columns(rows, config, start)[1]
+    rows = processor.draw_prompt(
+        texts,
+        height,
+        width,
+        negative_prompt,
+        system_prompt=system_prompt,
+        images=images,
+        guides_by_images=guides_by_images,
+    )
+    before = image_columns(rows, rows[GRIDS][-1], config, start)[1]
+    is_text = (rows["attention_mask"] == 1) & (rows["token_type_ids"] == 0)
+    length = before if images is None else int(is_text[:, :before].sum(-1).max())
     if length > max_sequence_length:
         raise ValueError(
             f"`prompt` and `negative_prompt` may have {max_sequence_length} tokens with their markup "
@@ -166,9 +201,11 @@ def lay_out(
     known: tuple = tuple(given if given[0] is not None else None for given in encoded)
     if any(is_known):
         rows, known = _rows_of_encoded(rows, known, config, start, processor.tokenizer.pad_token_id)
-    rows = {key: rows[key].to(pipe._execution_device) for key in ROWS}
+    rows = with_latents({key: value.to(pipe._execution_device) for key, value in rows.items()}, pipe.vae)
     has_others = is_known[1] or not is_known[0] or negative_prompt is not None
-    return Prompts(pipe.transformer, rows, start, num_images_per_prompt, known, has_others)
+    return Prompts(
+        pipe.transformer, rows, start, num_images_per_prompt, known, has_others, 3 if guides_by_images else 2
+    )
 
 
 def _rows_of_encoded(
@@ -190,7 +227,7 @@ def _rows_of_encoded(
     Returns:
         The rows, and `encoded` padded to their columns.
     """
-    end = image_columns(rows, config, vision_start_token_id)[0]
+    end = image_columns(rows, rows[GRIDS][-1], config, vision_start_token_id)[0]
     widths = [end if given is None else given[0].shape[1] for given in encoded]
     width, kinds = max(widths), []
     for kind, given in enumerate(encoded):

@@ -27,12 +27,14 @@ from transformers.dynamic_module_utils import custom_object_save
 CODE = (
     "pipeline.py",
     "adapters_rosetta.py",
+    "answering_rosetta.py",
     "drawing_checks_rosetta.py",
     "flow_scheduler_rosetta.py",
     "guidance_rosetta.py",
     "latent_codec_rosetta.py",
     "prompts_rosetta.py",
     "repository_rosetta.py",
+    "source_images_rosetta.py",
     "step_cache_rosetta.py",
 )
 AUTO_MAP = {

@@ -2,6 +2,7 @@
 
 import torch
 
+from modeling_rosetta.latent_roles_rosetta import is_drawn, with_copies
 from modeling_rosetta.positions_rosetta import clip_index
 
 
@@ -29,6 +30,7 @@ def flow_matching_targets(
     logit_std: float = 1.0,
     generator: torch.Generator | None = None,
     one_by_one: bool = False,
+    latent_roles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Draws a timestep t for each image and mixes its latents with noise, x_t = (1 - t) x_0 + t noise. The velocity to
@@ -40,6 +42,8 @@ def flow_matching_targets(
         logit_mean, logit_std (`float`): of the timesteps, see [`sample_timesteps`].
         generator (`torch.Generator`, *optional*): on the device of `latents`.
         one_by_one (`bool`): draw for one image after another, so that each gets the same in a batch of any size.
+        latent_roles (`torch.LongTensor` of shape `(I,)`, *optional*): see `latent_roles_rosetta`; images that are not
+            to draw stay clean, with a timestep of 0.
 
     Returns:
         noisy latents `(L, C)`, timesteps `(I,)` and velocities `(L, C)`, in fp32.
@@ -61,6 +65,8 @@ def flow_matching_targets(
     else:
         timesteps = sample_timesteps(len(latent_grid_hw), logit_mean, logit_std, generator, latents.device)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=torch.float32)
+    if latent_roles is not None:
+        timesteps = timesteps * is_drawn(latent_roles)
     t = timesteps.repeat_interleave(tokens_per_image, output_size=len(latents))[:, None]
     return (1 - t) * latents + t * noise, timesteps, noise - latents
 
@@ -139,8 +145,10 @@ def noised_batch(
     batch = dict(batch)
     latents = batch.pop("latents", None)
     if latents is not None:
+        grids, roles = batch["latent_grid_hw"], batch.get("latent_roles")
+        latents = with_copies(latents, grids, roles)
         batch["noisy_latents"], batch["timesteps"], batch["velocity_labels"] = flow_matching_targets(
-            latents, batch["latent_grid_hw"], logit_mean, logit_std, generator, one_by_one
+            latents, grids, logit_mean, logit_std, generator, one_by_one, roles
         )
     indices = {t["name"]: index for index, t in config.feature_types.items()}
     for name, (source, timesteps, velocity_labels) in generated_feature_keys(config).items():

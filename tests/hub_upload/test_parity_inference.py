@@ -100,6 +100,19 @@ def test_understanding_of_an_image_given_as_latents_and_pixels():
     assert torch.equal(generated, results["und.generated"])
 
 
+def test_understanding_in_the_layout_of_their_inference():
+    """The same continuation, with a mask of the model's own, cached and not."""
+    batch, _ = understanding()
+    batch["image_is_causal"] = torch.ones(len(batch["image_grid_thw"]), dtype=torch.long)
+    model, results = authors.model("rosetta", inference=True), authors.sampling()
+    with torch.no_grad():
+        logits = model(**batch).logits
+    torch.testing.assert_close(logits[:, -4:], results["und.logits_prefill_last4"], rtol=0, atol=LOGITS)
+    for how in ({}, {"use_cache": False}):
+        generated = model.generate(**batch, max_new_tokens=4, do_sample=False, eos_token_id=None, **how)
+        assert torch.equal(generated, results["und.generated"])
+
+
 def test_the_projects_mask_has_full_attention_among_vit_tokens_as_their_training_has():
     batch, mask = understanding()
     model = authors.model("rosetta", inference=True)

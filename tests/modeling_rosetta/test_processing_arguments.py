@@ -335,8 +335,12 @@ def test_drawings_partly_in_the_messages_and_partly_in_the_call(processor):
     assert sizes["latent_grid_hw"] == [[1, 2], [2, 1]]
     with pytest.raises(ValueError, match="`latents`: the messages leave out 1, but 2"):
         processor.apply_chat_template(talk({"latents": first}, {}), latents=[first, second], **TOKENS)
-    with pytest.raises(ValueError, match="cannot be given together"):
-        processor.apply_chat_template(talk({"latents": first}, {"height": 16, "width": 16}), **TOKENS)
+    mixed = talk({"latents": first}, {"height": 16, "width": 16})
+    batch = processor.apply_chat_template(mixed, **TOKENS)  # the second is to be drawn, with the first before it
+    assert batch["latent_roles"] == [0, 3] and batch["latent_grid_hw"] == [[1, 2], [1, 1]]
+    assert torch.equal(batch["latents"], first.flatten(1).T)
+    with pytest.raises(ValueError, match="`latent_sizes`: to train on them"):
+        processor.training_sample(mixed)
 
 
 def test_batches_of_arrays(processor):

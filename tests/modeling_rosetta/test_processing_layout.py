@@ -73,6 +73,42 @@ def test_chat_prompt(processor, tiny_tokenizer, layout_examples):
     assert tiny_tokenizer.convert_ids_to_tokens(prompt[0]) == layout_examples["infer_LM"]["tokens"]
 
 
+def test_a_prompt_about_an_image_as_the_authors_infer(make_processor, tiny_tokenizer, layout_examples):
+    expected = layout_examples["infer_understanding"]["tokens"]
+    processor = make_processor(
+        layout="authors_inference", latent_prefix=True, image_embeds_from=["noisy_latents", "pixel_values"]
+    )
+    image = {"type": "image", "image": Image.new("RGB", (96, 64)), "latents": torch.zeros(8, 3, 5)}
+    batch = processor.apply_chat_template(
+        [user(image, text("What?"))], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids, types = batch["input_ids"][0], batch["token_type_ids"][0].tolist()
+    kinds = [next(kind for kind in TYPES if token["type"].startswith(kind)) for token in expected]
+    names = tiny_tokenizer.convert_ids_to_tokens(ids)
+    # Theirs has an image of 2 x 2 ViT tokens, and this one 2 x 3.
+    places = [i for i, kind in enumerate(kinds) if kind == "vit"]
+    assert names[: places[0]] == [token["tok"] for token in expected[: places[0]]]
+    assert types[: places[0]] == [TYPES[kind] for kind in kinds[: places[0]]]
+    assert names[places[0] + 6 :] == [token["tok"] for token in expected[places[-1] + 1 :]]
+    assert types[places[0] : places[0] + 6] == [TYPES["vit"]] * 6 and batch["image_is_causal"].tolist() == [1]
+
+
+def test_their_inference_crops_images_to_their_buckets(make_processor):
+    """Where training squeezes them."""
+    pixels = torch.zeros(3, 64, 160)
+    pixels[:, :, 48:112] = 1.0  # the middle is white
+    processor = make_processor(
+        layout="authors_inference", latent_prefix=True, image_embeds_from=["noisy_latents", "pixel_values"]
+    )
+    image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+    batch = processor.apply_chat_template([user({"type": "image", "image": image})], tokenize=True, return_dict=True)
+    height, width = batch["latent_grid_hw"][0]
+    assert (height * 16, width * 16) in processor.inference_buckets
+    shown = torch.as_tensor(batch["latent_pixels"]).float().mean(-1).view(height * 16, width * 16)
+    kept = width / height * 64  # of the 160 columns
+    assert abs(float((shown > 127).float().mean()) - 64 / kept) < 0.05
+
+
 def test_prompt_is_the_start_of_its_training_sample(make_processor, tiny_tokenizer):
     # A tokenizer that merges line breaks, as Qwen's does, must not merge the header's with the response's.
     state = json.loads(tiny_tokenizer.backend_tokenizer.to_str())

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
+from modeling_rosetta.latent_roles_rosetta import COPY, DRAWN
+
 from .packing import FirstFit
 
 
 ROW_KEYS = ("input_ids", "token_type_ids", "labels")
 # The entries of each pair come together: one line of the second for each image of the first.
 IMAGE_KEYS = (("pixel_values", "image_grid_thw"), ("latents", "latent_grid_hw"))
+# With an entry for each image of a grid, and what it is where a sample does not say.
+IMAGE_ROLES = (("image_is_causal", "image_grid_thw", 0), ("latent_roles", "latent_grid_hw", DRAWN))
 PIXELS = "latent_pixels"  # in place of latents, all pixels of an image for one of its grid
 
 
@@ -48,7 +52,8 @@ class RosettaDataCollator:
         Args:
             samples (`list[dict]`): N samples with `input_ids`, `token_type_ids`, `labels` `(S_n,)`, lists or tensors,
                 and, for their images in token order, `pixel_values` and `image_grid_thw`, `latents` `(L_n, C)` and
-                `latent_grid_hw` `(I_n, 2)`, or in place of `latents` `latent_pixels` `(P_n, 3)`; features under
+                `latent_grid_hw` `(I_n, 2)`, or in place of `latents` `latent_pixels` `(P_n, 3)`, with
+                `latent_roles` `(I_n,)` if not all are to draw, and `image_is_causal`; features under
                 `feature_keys`, `(L_n, C)`. Or lists of samples, each a row that is packed already.
 
         Returns:
@@ -94,6 +99,10 @@ class RosettaDataCollator:
         for key in (*(key for pair in IMAGE_KEYS for key in pair), PIXELS, *self.feature_keys):
             if images := [samples[i][key] for i in order if key in samples[i]]:
                 batch[key] = torch.cat(images)
+        for key, grids, default in IMAGE_ROLES:
+            if any(key in sample for sample in samples):
+                roles = [samples[i].get(key, torch.full((len(samples[i].get(grids, ())),), default)) for i in order]
+                batch[key] = torch.cat(roles)
         return batch
 
     def _packed(self, lengths: list[int]) -> list[list[int]]:
@@ -106,6 +115,7 @@ class RosettaDataCollator:
         if not samples:
             raise ValueError("`samples` is empty.")
         known = {*ROW_KEYS, *(key for pair in IMAGE_KEYS for key in pair), PIXELS, *self.feature_keys}
+        known |= {key for key, *_ in IMAGE_ROLES}
         sources = {key for sample in samples for key in ("latents", PIXELS) if key in sample}
         if len(sources) > 1:
             raise ValueError(f"`samples` must have all `latents` or all `{PIXELS}`, got both.")
@@ -126,7 +136,10 @@ class RosettaDataCollator:
                     raise ValueError(f"`samples`: sample {i} must have `{values}` and `{grids}`, or neither.")
                 if values not in sample:
                     continue
-                entries, places = len(sample[values]), int(sample[grids].prod(-1).sum())
+                sizes = sample[grids].prod(-1)
+                if grids == "latent_grid_hw" and "latent_roles" in sample:
+                    sizes = sizes[sample["latent_roles"] != COPY]  # which are those of their drafts
+                entries, places = len(sample[values]), int(sizes.sum())
                 side = math.isqrt(entries // max(1, places)) if values == PIXELS else 1
                 if entries != places * max(1, side) ** 2:
                     raise ValueError(

@@ -2,6 +2,8 @@
 
 import re
 
+from modeling_rosetta.conversation_rosetta import AUTHORS_TRAINING, IN_ORDER
+
 from .bad_records import BadRecord
 from .columns import checked_text, find, has_value, required
 from .source import DataSource
@@ -14,7 +16,7 @@ IMAGE_MARK = "<image>"
 IMAGE_KEYS = ("image", "url", "path", "base64", "bytes")  # of an item, as in transformers
 
 
-def conversation_of(record: dict, source: DataSource) -> list[dict] | None:
+def conversation_of(record: dict, source: DataSource, layout: str = AUTHORS_TRAINING) -> list[dict] | None:
     """
     The conversation in a record, or `None` if it has none. It may be
 
@@ -30,7 +32,7 @@ def conversation_of(record: dict, source: DataSource) -> list[dict] | None:
     Images stand in a user's turn as marks `<image>` or as items; those that are not in the items come from the image
     column, in order. Without any mark or item they belong to the first turn of the user, but in LLaVA's shape. A
     turn's images come before its text, and may be written after it, as in LLaVA; one between texts has no place in the
-    layout.
+    authors' layout. In order (`layout`), images stay where they are, and those in a turn of the assistant are to draw.
 
     Returns:
         `list[dict]`: messages as for [`RosettaProcessor.apply_chat_template`], with the images as the record has them,
@@ -48,6 +50,7 @@ def conversation_of(record: dict, source: DataSource) -> list[dict] | None:
         if messages and messages[0]["role"] == "system":
             raise BadRecord("bad_conversation", "there are a system prompt and a system turn")
         messages = [_message("system", system, source.system_column or "system"), *messages]
+    messages = [_laid_out(message, layout) for message in messages]
     roles = [message["role"] for message in messages]
     dialogue = roles[1:] if roles[:1] == ["system"] else roles
     if not dialogue or len(dialogue) % 2 or dialogue != ["user", "assistant"] * (len(dialogue) // 2):
@@ -135,25 +138,36 @@ def _turns(turns, column: str) -> list[dict]:
 
 
 def _message(role: str, value, where: str) -> dict:
-    """A message of text and images, the images before the text; `None` stands for an image of the image column."""
-    parts = [_item(item, where) for item in value] if isinstance(value, list) else _parts(role, value, where)
+    """A message of text and images, in order; `None` stands for an image of the image column."""
+    if isinstance(value, list):
+        parts = [_item(item, where) for item in value]
+    else:
+        parts = _parts(checked_text(value, where)) if role == "user" else [{"type": "text", "text": value}]
+        checked_text(value, where)
+    if not any(part["type"] == "image" or part["text"].strip() for part in parts):
+        raise BadRecord("empty", f"{where} is empty")
+    return {"role": role, "content": parts}
+
+
+def _laid_out(message: dict, layout: str) -> dict:
+    """A message with its images where the layout has them: in the authors' the user's, before the text."""
+    role, parts = message["role"], message["content"]
+    if layout == IN_ORDER and role == "assistant":
+        parts = [part for old in parts for part in (_parts(old["text"]) if old["type"] == "text" else [old])]
     texts = [i for i, part in enumerate(parts) if part["type"] == "text" and part["text"].strip()]
     images = [i for i, part in enumerate(parts) if part["type"] == "image"]
-    if images and role != "user":
-        raise BadRecord("bad_conversation", f"{where} holds an image, and is the {role}'s")
+    if images and role != "user" and (role != "assistant" or layout != IN_ORDER):
+        raise BadRecord("bad_conversation", f"a turn holds an image, and is the {role}'s")
+    if layout != AUTHORS_TRAINING:
+        return {**message, "content": [part for part in parts if part["type"] == "image" or part["text"]]}
     if images and texts and not (images[-1] < texts[0] or texts[-1] < images[0]):
-        raise BadRecord("interleaved", f"{where} has text on both sides of an image, or images on both sides of text")
-    if not images and not texts:
-        raise BadRecord("empty", f"{where} is empty")
+        raise BadRecord("interleaved", "a turn has text on both sides of an image, or images on both sides of text")
     text = "".join(part["text"] for part in parts if part["type"] == "text")
-    return {"role": role, "content": [*(parts[i] for i in images), {"type": "text", "text": text}]}
+    return {**message, "content": [*(parts[i] for i in images), {"type": "text", "text": text}]}
 
 
-def _parts(role: str, text: str, where: str) -> list[dict]:
+def _parts(text: str) -> list[dict]:
     """Text with marks as items. A mark may stand in a line of its own."""
-    text = checked_text(text, where)
-    if role != "user":
-        return [{"type": "text", "text": text}]
     parts = []
     for piece in re.split(rf"({IMAGE_MARK}\n|\n{IMAGE_MARK}|{IMAGE_MARK})", text):
         parts.append({"type": "image", "image": None} if IMAGE_MARK in piece else {"type": "text", "text": piece})

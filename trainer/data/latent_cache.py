@@ -1,6 +1,7 @@
 """Latents that are computed once: parquet files of captions and the latents of their images."""
 
 import hashlib
+import io
 import json
 import random
 from collections import Counter
@@ -8,18 +9,19 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
+from PIL import Image
 
 from modeling_rosetta import encode_images
 
 from .bad_records import BadRecord, SkippedRecords, unusable_records
-from .records import captioned_image
+from .records import captioned_image, source_images
 from .source import DataSource
 
 
 RECORDS_PER_FILE = 1000
 DESCRIPTION = ".latents.json"
-FEATURES = Features({"caption": Value("string"), "latents": Value("binary")})
+FEATURES = Features({"caption": Value("string"), "latents": Value("binary"), "source_images": List(Value("binary"))})
 
 
 def write_latent_cache(
@@ -33,9 +35,9 @@ def write_latent_cache(
     num_processes: int = 1,
 ) -> Counter:
     """
-    Encodes the images of a source, and writes parquet files that a [`DataSource`] of the task `"t2i"` reads in its
-    place. It goes on after the last file that is complete, so that it can be interrupted and started again. Beside
-    each lies a hidden list of the records that were skipped for it.
+    Encodes the images of a source, and those they are drawn from, and writes parquet files that a [`DataSource`] of
+    the task `"t2i"` reads in its place. It goes on after the last file that is complete, so that it can be interrupted
+    and started again. Beside each lies a hidden list of the records that were skipped for it.
 
     Args:
         source (`DataSource`): of the task `"t2i"`.
@@ -67,27 +69,44 @@ def write_latent_cache(
         if file.exists():
             continue
         block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        pairs, bad = [], []
+        triples, bad = [], []
         for i, record in enumerate(block, start=number * RECORDS_PER_FILE):
             try:
                 with unusable_records():
-                    caption, image = captioned_image(source.parse(record), source, processor, random.Random(i))
-                    pairs.append((caption, processor.preprocess_vae_image(image)))
+                    parsed = source.parse(record)
+                    caption, image = captioned_image(parsed, source, processor, random.Random(i))
+                    triples.append((caption, image, source_images(parsed, source)))
                 skipped.add(None)
             except BadRecord as error:
                 error.place = source.place(record, f"record {i} of part {process} of {num_processes}")
                 skipped.add(error)
                 bad.append(f"{json.dumps(error.entry(source))}\n")
                 counts[error.reason] += 1
-        latents = _encode(vae, [pixels for _, pixels in pairs], batch_size)
-        stored = [safetensors.torch.save({"latents": encoded}) for encoded in latents]
+        images = [one for _, image, sources in triples for one in (image, *sources)]
+        latents = iter(_encode(vae, [processor.preprocess_vae_image(image) for image in images], batch_size))
+        stored = [
+            safetensors.torch.save(
+                {"latents": next(latents), **{f"source_{i}": next(latents) for i in range(len(sources))}}
+            )
+            for *_, sources in triples
+        ]
         staged = file.with_name(f".{file.name}.saving")
-        part = {"caption": [caption for caption, _ in pairs], "latents": stored}
+        part = {
+            "caption": [caption for caption, *_ in triples],
+            "latents": stored,
+            "source_images": [[_png(image) for image in sources] for *_, sources in triples],
+        }
         Dataset.from_dict(part, features=FEATURES).to_parquet(staged)
         file.with_name(f".{file.stem}.skipped.jsonl").write_text("".join(bad))
         staged.rename(file)
-        counts["written"] += len(pairs)
+        counts["written"] += len(triples)
     return counts
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _encode(vae, images: list[torch.Tensor], batch_size: int) -> list[torch.Tensor]:

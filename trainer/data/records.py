@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from modeling_rosetta.conversation_rosetta import AUTHORS_TRAINING
 from modeling_rosetta.images_rosetta import read_image
 
 from .bad_records import BadRecord, unusable_records
-from .columns import caption_of, checked_text, find, required
+from .columns import caption_of, checked_text, find, has_value, required
 from .conversations import conversation_of
 from .drawing import cached_latents, drawing_sample
 from .source import DataSource
@@ -40,7 +41,8 @@ def training_sample(
     record = source.parse(record)
     if source.task == "t2i":
         return _checked(_drawing_sample(record, source, processor, choose or random.Random(0)), max_length)
-    conversation = conversation_of(record, source)
+    layout = getattr(processor, "layout", AUTHORS_TRAINING)
+    conversation = conversation_of(record, source, layout)
     if conversation is not None:
         return _checked(processor.training_sample(_with_pictures(conversation, source)), max_length)
     if {"prompt", "completion"} <= record.keys() and find(record, source, "text_column") is None:
@@ -88,6 +90,7 @@ def _with_pictures(conversation: list[dict], source: DataSource) -> list[dict]:
         for part in message["content"]:
             if part["type"] == "image":
                 part["image"] = _image(part["image"], source)
+                part["type"] = "image" if message["role"] == "user" else "latents"
     return conversation
 
 
@@ -108,13 +111,32 @@ def captioned_image(
 def _drawing_sample(record: dict, source: DataSource, processor, choose: random.Random) -> dict:
     if record.get("latents") is None:
         caption, image = captioned_image(record, source, processor, choose)
-        return drawing_sample(processor, caption, image=image)
+        return drawing_sample(processor, caption, image=image, sources=source_images(record, source))
     caption = caption_of(record, source, choose)
+    sources = source_images(record, source)
     try:
         latents = cached_latents(record)
+        source_latents = [cached_latents(record, f"source_{i}") for i in range(len(sources))]
     except ValueError as error:
         raise BadRecord("bad_latents", str(error)) from error
-    return drawing_sample(processor, caption, latents=latents)
+    return drawing_sample(processor, caption, latents=latents, sources=sources, source_latents=source_latents)
+
+
+@unusable_records()
+def source_images(record: dict, source: DataSource) -> list[Image.Image]:
+    """
+    The images that the image of a record of the task `"t2i"` is to be drawn from, if it has a column of them.
+
+    Raises:
+        BadRecord: if one of them cannot be used.
+    """
+    column = find(record, source, "source_column")
+    if column is None or not has_value(record[column]):
+        if source.source_column is not None:
+            raise BadRecord("missing_column", f"there is no image in {source.source_column}")
+        return []
+    values = record[column] if isinstance(record[column], list) else [record[column]]
+    return [_image(value, source) for value in values]
 
 
 def _image(value, source: DataSource) -> Image.Image:
@@ -138,4 +160,4 @@ def _image(value, source: DataSource) -> Image.Image:
     return image
 
 
-__all__ = ["captioned_image", "training_sample"]
+__all__ = ["captioned_image", "source_images", "training_sample"]

@@ -27,6 +27,7 @@ COLUMNS = {
     "conversation_column": ("conversations", "messages"),
     "image_column": ("image", "images", *IMAGE_SUFFIXES, "file_name"),
     "caption_column": ("caption", "text", "txt"),
+    "source_column": ("source_image", "source_images"),
 }
 BLOCK_SIZE = 256  # records of a stream that are shuffled among one another, and held in memory
 
@@ -38,7 +39,8 @@ class DataSource:
 
     Args:
         task (`str`): what a record is. `"lm"`: a text, or a conversation without images. `"mmu"`: images to
-            understand and a conversation about them. `"t2i"`: a caption and the image to draw, or its cached latents.
+            understand and a conversation about them. `"t2i"`: a caption and the image to draw, or its cached latents;
+            of an edit, the images that it is drawn from, too.
         path (`str`): a file (json, jsonl, csv, tsv, txt, tar of a webdataset, each also as gz, bz2, xz or zst;
             parquet, arrow), a pattern of files, a folder of them, or the id of a data set on the Hub.
         weight (`float`, defaults to 1): its share of the samples is its weight over the sum of all weights.
@@ -51,6 +53,8 @@ class DataSource:
             the usual names has a value in a record: `text`; `conversations` or `messages`; `image`, `images`, the
             suffix of a kind of images or `file_name`; `caption`, `text` or `txt`. Of a list of captions one is drawn
             each time, and of several columns, `caption_column={"short": 0.3, "long": 0.7}`, one by its weight.
+        source_column (`str`, *optional*): of an edit, the image or images that another is drawn from, by default
+            `source_image` or `source_images`; with one, the record must have them.
         user_column, assistant_column (`str` or `list[str]`, *optional*): columns that are a question and its answer,
             e.g. `["instruction", "input"]` and `"output"`; what is empty of several is left out.
         system_column (`str`, *optional*): a system prompt beside a conversation, by default `system`.
@@ -76,6 +80,7 @@ class DataSource:
     conversation_column: str | None = None
     image_column: str | None = None
     caption_column: str | dict[str, float] | None = None
+    source_column: str | None = None
     user_column: str | list[str] | None = None
     assistant_column: str | list[str] | None = None
     system_column: str | None = None

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+import torch
 from accelerate import PartialState
 from torch.utils.data import IterableDataset, get_worker_info
+
+from modeling_rosetta.latent_roles_rosetta import CONTEXT
 
 from .packing import BestFit
 from .samples import SampleReader
@@ -56,7 +59,7 @@ class RosettaDataStream(IterableDataset):
         max_length (`int`): most tokens of a row.
         seed (`int`): of the order of records, and of the prompts that are dropped.
         prompt_dropout (`float`): share of the images to draw that are trained without their prompt, for
-            classifier-free guidance.
+            classifier-free guidance; as many more without the images that they are drawn from, and without both.
         max_skipped_share (`float`): the share of skipped records of a source above which a reader stops the run, once
             it is sure ([`SkippedRecords`]).
         shares_of (`str`, defaults to `"samples"`): what the weights are shares of, `"samples"` or `"tokens"`.
@@ -242,12 +245,21 @@ class _MixedReader:
         sample, skipped = self.readers[index].next(room(index, goes_on))
         if self.stream.sources[index].task == "t2i":
             choose = random.Random(f"{self.stream.seed} {self.reader} {number}")
-            if choose.random() < self.stream.prompt_dropout:
-                sample = self.stream.processor.drop_prompt(sample)
+            sample = self._dropped(sample, choose.random())
         length = len(sample["input_ids"])
         self.num_samples[index] += 1
         self.num_tokens[index] += length
         return _Drawn(index, sample, length, goes_on), skipped
+
+    def _dropped(self, sample: dict, number: float) -> dict:
+        """A sample without its prompt, without the images it is drawn from, or without both, by a number in [0, 1)."""
+        processor, share = self.stream.processor, self.stream.prompt_dropout
+        has_images = "image_grid_thw" in sample or (sample.get("latent_roles", torch.ones(1)) == CONTEXT).any()
+        if has_images and share <= number < 3 * share:
+            sample = processor.drop_images(sample)
+        if number < share or (has_images and 2 * share <= number < 3 * share):
+            sample = processor.drop_prompt(sample)
+        return sample
 
     @property
     def _amounts(self) -> list[int]:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from modeling_rosetta.latent_roles_rosetta import is_drawn
+
 from ..flow_matching import generated_feature_keys
 
 
@@ -58,8 +60,9 @@ def count_targets(batch: dict[str, torch.Tensor], config) -> torch.Tensor:
     # The first position of a row is nobody's target: the model predicts the next token.
     text = (labels[:, 1:] != -100).sum() if labels is not None else torch.tensor(0)
     features = [batch.get(source) for source, _, _ in generated_feature_keys(config).values()]
-    others = [0 if entries is None else len(entries) for entries in (grids, *features)]
-    return torch.cat([text[None], text.new_tensor(others)])
+    images, *others = (0 if entries is None else len(entries) for entries in (grids, *features))
+    images = is_drawn(batch["latent_roles"]).sum() if batch.get("latent_roles") is not None else images
+    return torch.stack([text, *(torch.as_tensor(number, device=text.device) for number in (images, *others))])
 
 
 __all__ = ["BatchCounts", "count_batch", "count_targets"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_rosetta.conversation_rosetta import LAYOUTS
+
 from ..data import DataSource
 from ..data.stream import SHARES_OF
 from ..training_arguments import RosettaTrainingArguments
@@ -112,6 +114,17 @@ class StageArguments:
     )
     base_size: int = field(
         default=256, metadata={"help": "Side in pixels of the square image to draw, centre of the buckets."}
+    )
+    layout: str | None = field(
+        default=None,
+        metadata={"help": "Where images of a conversation stand. Default: as of the model.", "choices": list(LAYOUTS)},
+    )
+    image_embeds_from: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What images to understand are given as: `pixel_values`, `noisy_latents` or both. Default: as of "
+            "the model."
+        },
     )
     prompt_dropout: float = field(
         default=0.1, metadata={"help": "Share of the drawings that are learnt without a prompt, for guidance."}

@@ -136,7 +136,7 @@ def stage_processor(stage, missing: list[str]) -> RosettaProcessor:
         processor = text_processor(AutoTokenizer.from_pretrained(stage.model))
     else:
         processor = RosettaProcessor.from_pretrained(stage.model, trust_remote_code=True)
-    changes = {}
+    changes = layout_changes(stage)
     if "vit" in missing:
         changes["image_processor"] = _image_processor(stage)
     if "vae" in missing:
@@ -146,6 +146,11 @@ def stage_processor(stage, missing: list[str]) -> RosettaProcessor:
     mounted = ARCHITECTURES[stage.architecture]().token_types[1:]
     sources = [token_type["embeds_from"] for token_type in mounted if token_type["name"] in missing]
     return _changed(processor, embeds_from=[*processor.embeds_from, *sources], **changes)
+
+
+def layout_changes(stage) -> dict:
+    """The attributes of the processor that a stage sets."""
+    return {name: value for name in ("layout", "image_embeds_from") if (value := getattr(stage, name)) is not None}
 
 
 def configuration(argument: str, name_or_path: str, subfolder: str = "") -> dict:
@@ -197,8 +202,9 @@ def _image_processor(stage) -> Qwen2VLImageProcessorPil:
 
 def _changed(processor: RosettaProcessor, **changes) -> RosettaProcessor:
     names = "image_processor tokenizer chat_template embeds_from base_size latent_patch_size latent_prefix"
-    kept = {name: getattr(processor, name) for name in (*names.split(), "latent_prefix_type")}
+    names += " latent_prefix_type layout image_embeds_from"
+    kept = {name: getattr(processor, name) for name in names.split()}
     return RosettaProcessor(**{**kept, **changes})
 
 
-__all__ = ["ARCHITECTURES", "missing_token_types", "stage_processor", "write_starting_point"]
+__all__ = ["ARCHITECTURES", "layout_changes", "missing_token_types", "stage_processor", "write_starting_point"]
