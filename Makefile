@@ -3,11 +3,15 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-lowest style benchmark
+.PHONY: quickstart evaluate test test-lowest style benchmark
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --output_dir outputs/quickstart
+
+# Evaluates what `make quickstart` has left on the miniature's benchmarks.
+evaluate: $(VENV)/installed
+	$(BIN)/python examples/evaluate.py outputs/quickstart/model --tasks miniature --output outputs/quickstart/evaluation
 
 # Two processes with a thread each: more threads than cores wait for one another.
 test: $(VENV)/installed
