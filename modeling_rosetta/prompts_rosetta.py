@@ -46,7 +46,8 @@ class Prompts:
         num_kinds: int = 2,
     ):
         self.transformer, self.num_images_per_prompt, self.has_others = transformer, num_images_per_prompt, has_others
-        self.num_kinds, grids = num_kinds, transformer.model.image_grids(rows.get("image_grid_thw"), rows[GRIDS])
+        self.num_kinds = num_kinds
+        grids = transformer.get_decoder().image_grids(rows.get("image_grid_thw"), rows[GRIDS])  # PEFT's hand it on
         self.position_ids = get_rope_index(rows["token_type_ids"], grids, rows["attention_mask"]).chunk(num_kinds, 1)
         roles = rows.get("latent_roles", torch.full_like(rows[GRIDS][:, 0], EMPTY))
         self._media = {

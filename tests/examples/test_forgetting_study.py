@@ -15,7 +15,7 @@ from tests.trainer.tiny_training import record, tiny_model
 
 def test_arms_are_rows(tmp_path):
     arms = {arm.id: arm for arm in read_arms(study.ARMS)}
-    assert arms["anchor, rosetta, none, rate 0.001, strength 10"].anchor_strength == 1000
+    assert arms["anchor, rosetta, none, rate 0.001, strength 1000"].anchor_strength == 1000
     assert dict(arms["plain, moe, replay, rate 0.001"].ratios) == {"T2I": 0.6, "MMU": 0.25, "LM": 0.15}
     text = study.ARMS.read_text()
     for old, new, message in (

@@ -40,9 +40,10 @@ class ExpertFigures(RunningFigures):
         if not module.training:
             return
         rows = (kwargs.get("attention_mask"), kwargs.get("sequence_ids"))
-        real_tokens = self._model._real_tokens(output.last_hidden_state, *rows, output.layout)
+        layout, router_logits = output.routing
+        real_tokens = self._model._real_tokens(output.last_hidden_state, *rows, layout)
         for pool, real in real_tokens.items():
-            logits = torch.stack([layer[pool] for layer in output.router_logits]).float()  # [layers, T, E]
+            logits = torch.stack([layer[pool] for layer in router_logits]).float()  # [layers, T, E]
             chosen = logits.topk(module.config.num_experts_per_tok).indices
             counted = real.long()[None, :, None].expand_as(chosen)
             self._loads[pool].scatter_add_(1, chosen.flatten(1), counted.flatten(1))

@@ -29,9 +29,9 @@ def test_figures_are_those_of_all_tokens_together(accumulation, tiny_model, reco
     assert "expert_load_highest_vit" not in log  # no such token in the data
 
     real = torch.cat(
-        [output.layout.pools.split(ids)[0] for output, ids in zip(seen, _rows(records, seen), strict=True)]
+        [output.routing.layout.pools.split(ids)[0] for output, ids in zip(seen, _rows(records, seen), strict=True)]
     )
-    logits = torch.cat([torch.stack([layer["text"] for layer in output.router_logits]) for output in seen], dim=1)
+    logits = torch.cat([torch.stack([layer["text"] for layer in output.routing.router_logits]) for output in seen], dim=1)
     logits = logits[:, real >= 0].double()
     probabilities = logits.softmax(-1)
     assert log["router_entropy_text"] == pytest.approx(
