@@ -173,13 +173,13 @@ def request(rng: random.Random, max_body: int) -> bytes:
 def send(address: tuple[str, int], data: bytes, seconds: float = 30) -> int | None:
     """The status of the answer, `None` if there is none."""
     with socket.create_connection(address, seconds) as connection:
+        answer = b""
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
-            answer = b""
             while piece := connection.recv(65536):
                 answer += piece
-        except (BrokenPipeError, ConnectionResetError):  # it is not read to its end
+        except OSError:  # the server does not read it to its end
             pass
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else None
 

@@ -18,9 +18,10 @@ from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 TOP = Path(__file__).parents[2]
 
 
-def serving_pipeline() -> RosettaPipeline:
-    """Which looks at images, as 4 tokens each."""
-    pipe = tiny_pipeline(latent_prefix=False)
+def serving_pipeline(latent_prefix: bool = False) -> RosettaPipeline:
+    """Which looks at images, as 4 tokens each. All its experts see all tokens: else rounding, which depends on the rest
+    of a batch, might decide between two."""
+    pipe = tiny_pipeline(latent_prefix=latent_prefix, expert_pools={"text": 2, "vit": 2, "vae": 2})
     edges = {"shortest_edge": 16 * 16, "longest_edge": 16 * 16}
     pipe.processor.image_processor = Qwen2VLImageProcessorPil(patch_size=4, size=edges)
     return pipe

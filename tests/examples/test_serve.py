@@ -299,7 +299,7 @@ def test_malformed_requests_break_nothing(client, server, pipe):
 def strict(model, tmp_path_factory):
     """With a key, room for two, little time, and answers and drawings without an end."""
     log = tmp_path_factory.mktemp("log") / "strict.log"
-    limits = ("--api_key=secret", "--max_requests=2", "--time_limit=10", "--max_steps=1000000", "--max_tokens=32000")
+    limits = ("--api_key=secret", "--max_requests=2", "--time_limit=4", "--max_steps=1000000", "--max_tokens=32000")
     with serving(model, log, *limits, "--allow_remote_images") as running:
         yield running
 
