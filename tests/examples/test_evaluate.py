@@ -58,9 +58,12 @@ def first(task, number):
 
 
 def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
-    assert "--tasks: there is no 'mmmlu', only ['miniature'" in fails(capsys, folder, "--tasks", "mmmlu")
+    assert "--tasks: there is no 'mmmlu', only miniature, table1" in fails(capsys, folder, "--tasks", "mmmlu")
     assert "MODEL: 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
     assert "--limit must be at least 1" in fails(capsys, folder, "--tasks", "miniature_question", "--limit", 0)
+    assert "`data`: nowhere/pope is no folder; it must hold coco_pope_SUBSET.json" in fails(
+        capsys, folder, "--tasks", "pope", "--data", "nowhere"
+    )
     assert "--dtype must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
 
 
