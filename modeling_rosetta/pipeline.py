@@ -54,7 +54,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "velocity"]
     _optional_components = ["transformer", "vae"]
     _lora_loadable_modules = ["transformer"]
 
@@ -221,7 +221,9 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             attention_kwargs (`dict`, *optional*): `{"scale": float}` scales the LoRA adapters for this call.
             callback_on_step_end (`Callable`, *optional*): called as `callback(pipeline, step, timestep, tensors)`
                 after each step; returns the tensors it replaces.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): also `"prompt_embeds"`.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): also `"prompt_embeds"`, and
+                `"velocity"` `(N, C, h, w)` of this step, of which one that is returned does nothing:
+                `latents - pipe.scheduler.sigmas[pipe.scheduler.step_index] * velocity` is the image foreseen.
             max_sequence_length (`int`, defaults to 512): the most tokens that a prompt may have with its markup.
 
         Returns:
@@ -234,7 +236,6 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
         from .adapters_rosetta import lora_scaled
         from .drawing_checks_rosetta import check_inputs
         from .flow_scheduler_rosetta import in_use, set_times
-        from .latent_codec_rosetta import decode_latents
         from .prompts_rosetta import lay_out
         from .source_images_rosetta import SourceImages, noise_of
         from .step_cache_rosetta import StepCache
@@ -303,7 +304,8 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                     latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
                     if callback_on_step_end is not None:
                         given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}
-                        given |= {name: latents for name in tensor_inputs if name == "latents"}
+                        of_step = {"latents": latents, "velocity": velocity}
+                        given |= {name: of_step[name] for name in tensor_inputs if name in of_step}
                         returned = callback_on_step_end(self, i, timestep, dict(given))
                         latents = returned.pop("latents", latents)
                         prompts.replace(given.get("prompt_embeds"), returned.pop("prompt_embeds", None))
@@ -311,11 +313,29 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             self._current_timestep = None
 
         # 6. Decode the latents
-        images = latents
-        if output_type != "latent":
-            images = self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
+        images = latents if output_type == "latent" else self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil"):
+        """
+        The images of latents, as the call ends with them: for callbacks, and after `output_type="latent"`.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, C, h, w)`)
+            output_type (`str`, defaults to `"pil"`): as in the call, but for `"latent"`.
+
+        Returns:
+            As the call: a list of N `PIL.Image.Image`, an array or a tensor.
+
+        Raises:
+            ValueError: if the pipeline has no `vae`.
+        """
+        from .latent_codec_rosetta import decode_latents
+
+        if self.vae is None:
+            raise ValueError("`vae` must be part of the pipeline to decode latents, it is None.")
+        return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
 
     def answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> dict | list[dict]:
         """Text and images in one answer, with `stream_answer` as they come: see [`~answering_rosetta.answer`]."""
