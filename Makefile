@@ -37,5 +37,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,app,test]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,serve,app,test]"
 	touch $@

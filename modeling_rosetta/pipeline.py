@@ -1,16 +1,15 @@
 """Prompt in, image out: Rosetta as a diffusers pipeline."""
 
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LoraBaseMixin
 from transformers import PreTrainedModel, ProcessorMixin
@@ -20,12 +19,17 @@ from transformers import PreTrainedModel, ProcessorMixin
 # name it cannot run such imports, so they stand here or in methods.
 if TYPE_CHECKING:
     from .buckets_rosetta import nearest_bucket  # noqa: F401
+    from .drawing_steps_rosetta import Step
+    from .flow_scheduler_rosetta import in_use  # noqa: F401
     from .images_rosetta import read_image  # noqa: F401
+    from .latent_codec_rosetta import decode_latents  # noqa: F401
     from .latent_roles_rosetta import has_latents  # noqa: F401
     from .modeling_rosetta import RosettaForCausalLMAndImageGeneration  # noqa: F401
     from .positions_rosetta import get_rope_index  # noqa: F401
     from .processing_rosetta import RosettaProcessor  # noqa: F401
     from .quantization_rosetta import RosettaQuantizationConfig  # noqa: F401
+    from .source_images_rosetta import SourceImages  # noqa: F401
+    from .step_cache_rosetta import StepCache  # noqa: F401
 
 # To check a component that is passed to `from_pretrained`, diffusers looks in here for the class that model_index.json
 # declares and for the library's class that it derives from.
@@ -54,7 +58,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "velocity"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
     _optional_components = ["transformer", "vae"]
     _lora_loadable_modules = ["transformer"]
 
@@ -129,20 +133,40 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
 
     def predict_velocity(self, latents: torch.Tensor, sigma: torch.Tensor, prompt_inputs: dict) -> torch.Tensor:
         """Noise - data of `latents` `(N, C, h, w)` at `sigma` in [0, 1], with guidance; `(N, C, h, w)` in fp32."""
+        from .drawing_steps_rosetta import tokens_of_rows
+
+        tokens, timesteps = tokens_of_rows(latents, sigma, prompt_inputs)
+        return self.guide(self._step_cache.velocity(prompt_inputs, tokens, timesteps), latents)
+
+    def guide(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What guidance makes of the velocity `(L, C)` of all rows of a step, for `latents` `(N, C, h, w)`;
+        `(N, C, h, w)` in fp32."""
         from .guidance_rosetta import guided
 
-        tokens = latents.flatten(2).transpose(1, 2)
-        num_rows = len(prompt_inputs["input_ids"])
-        tokens = tokens.repeat(num_rows // len(latents), 1, 1).flatten(0, 1)
-        velocity = self._step_cache.velocity(prompt_inputs, tokens, sigma.expand(num_rows))
-
-        velocity = velocity.float().unflatten(0, (num_rows, -1)).transpose(1, 2).unflatten(2, latents.shape[2:])
-        conditional, *others = velocity.split(len(latents))
+        velocity = velocity.float().unflatten(0, (-1, latents[0, 0].numel())).transpose(1, 2)
+        conditional, *others = velocity.unflatten(2, latents.shape[2:]).split(len(latents))
         if not others:
             return conditional
         unconditional, *without_images = others
         how = (self._guidance_scale, self._guidance_rescale, self._use_zero_star)
         return guided(conditional, unconditional, *how, *without_images, image_scale=self._image_guidance_scale)
+
+    def steps(self, *args, **kwargs) -> Generator["Step", torch.Tensor, ImagePipelineOutput | tuple]:
+        """
+        A drawing that stops at each step, for those who compute the steps of several drawings together.
+
+        Args:
+            args, kwargs: as of the call.
+
+        Returns:
+            A generator of [`~drawing_steps_rosetta.Step`], what the transformer is to run on; it is sent the velocity
+            that `guide` returns, and returns what the call does. `close()` ends a drawing early.
+        """
+        from .drawing_steps_rosetta import drawing_steps
+
+        given = signature(type(self).__call__).bind(self, *args, **kwargs)
+        given.apply_defaults()
+        return drawing_steps(*given.args)
 
     @torch.no_grad()
     def __call__(
@@ -221,9 +245,7 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             attention_kwargs (`dict`, *optional*): `{"scale": float}` scales the LoRA adapters for this call.
             callback_on_step_end (`Callable`, *optional*): called as `callback(pipeline, step, timestep, tensors)`
                 after each step; returns the tensors it replaces.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): also `"prompt_embeds"`, and
-                `"velocity"` `(N, C, h, w)` of this step, of which one that is returned does nothing:
-                `latents - pipe.scheduler.sigmas[pipe.scheduler.step_index] * velocity` is the image foreseen.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): also `"prompt_embeds"`.
             max_sequence_length (`int`, defaults to 512): the most tokens that a prompt may have with its markup.
 
         Returns:
@@ -233,93 +255,18 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
             ValueError: if an argument is not valid, or the pipeline lacks a part.
             RuntimeError: if another drawing with this pipeline's scheduler has not ended.
         """
-        from .adapters_rosetta import lora_scaled
-        from .drawing_checks_rosetta import check_inputs
-        from .flow_scheduler_rosetta import in_use, set_times
-        from .prompts_rosetta import lay_out
-        from .source_images_rosetta import SourceImages, noise_of
-        from .step_cache_rosetta import StepCache
-
-        # 1. Check the arguments
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = callback_on_step_end_tensor_inputs or ()
-        encoded = ((prompt_embeds, prompt_embeds_mask), (negative_prompt_embeds, negative_prompt_embeds_mask))
-        check_inputs(
-            self,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            encoded=encoded,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
-            timesteps=timesteps,
-            guidance=(guidance_scale, guidance_rescale, guidance_interval, use_zero_star),
-            step_cache_threshold=step_cache_threshold,
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            latents=latents,
-            system_prompt=system_prompt,
-            output_type=output_type,
-            attention_kwargs=attention_kwargs,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=tensor_inputs,
-            max_sequence_length=max_sequence_length,
-        )
-        sources = SourceImages(self, image, prompt, strength, image_guidance_scale, prompt_embeds)
-        self._guidance_scale, self._guidance_interval = guidance_scale, guidance_interval
-        self._guidance_rescale, self._use_zero_star = guidance_rescale, use_zero_star
-        self._image_guidance_scale = image_guidance_scale
-        self._current_timestep, self._interrupt = None, False
-        device = self._execution_device
-
-        with in_use(self.scheduler), lora_scaled(self.transformer, attention_kwargs):
-            # 2. Lay out the tokens: a row for each prompt, and one for each of what guidance leads away from
-            generator = list(generator) if isinstance(generator, tuple) else generator
-            texts = (prompt, negative_prompt, *sources.size(height, width), system_prompt, max_sequence_length)
-            prompts = lay_out(self, *texts, encoded, num_images_per_prompt, sources)
-
-            # 3. Set the times
-            set_times(self.scheduler, num_inference_steps, sigmas, timesteps, math.prod(prompts.grid_hw), device)
-            first = sources.first_step(self.scheduler)
-            timesteps, levels = self.scheduler.timesteps[first:], self.scheduler.sigmas[first:]
-            self._num_timesteps = len(timesteps)
-
-            # 4. Draw the noise
-            num_images = num_images_per_prompt * prompts.num_prompts
-            latents = noise_of(self, num_images, prompts.grid_hw, generator, latents)
-            latents = sources.started(latents, float(levels[0]))
-            for_step = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
-
-            # 5. Denoise; the first step computes the keys and values of the prompts
-            self._step_cache = StepCache(self.transformer, step_cache_threshold)
-            with self.progress_bar(total=len(timesteps)) as progress_bar:
-                for i, timestep in enumerate(timesteps):
-                    if self.interrupt:
-                        break
-                    self._current_timestep = timestep
-                    prompt_inputs = prompts.inputs(self.is_guided_at(float(levels[i])))
-                    velocity = self.predict_velocity(latents, levels[i].to(device), prompt_inputs)
-                    latents = self.scheduler.step(velocity, timestep, latents, **for_step, return_dict=False)[0]
-                    if callback_on_step_end is not None:
-                        given = {name: prompts.encode()[0][0] for name in tensor_inputs if name == "prompt_embeds"}
-                        of_step = {"latents": latents, "velocity": velocity}
-                        given |= {name: of_step[name] for name in tensor_inputs if name in of_step}
-                        returned = callback_on_step_end(self, i, timestep, dict(given))
-                        latents = returned.pop("latents", latents)
-                        prompts.replace(given.get("prompt_embeds"), returned.pop("prompt_embeds", None))
-                    progress_bar.update()
-            self._current_timestep = None
-
-        # 6. Decode the latents
-        images = latents if output_type == "latent" else self.decode_latents(latents, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        drawing, velocity = self.steps(**{name: value for name, value in locals().items() if name != "self"}), None
+        with closing(drawing):
+            while True:
+                try:
+                    step = drawing.send(velocity)
+                except StopIteration as drawn:
+                    return drawn.value
+                velocity = self.predict_velocity(*step)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str = "pil"):
         """
-        The images of latents, as the call ends with them: for callbacks, and after `output_type="latent"`.
+        The images of latents, as the call ends with them: for those of a step, and after `output_type="latent"`.
 
         Args:
             latents (`torch.Tensor` of shape `(N, C, h, w)`)

@@ -29,6 +29,7 @@ CODE = (
     "adapters_rosetta.py",
     "answering_rosetta.py",
     "drawing_checks_rosetta.py",
+    "drawing_steps_rosetta.py",
     "flow_scheduler_rosetta.py",
     "guidance_rosetta.py",
     "latent_codec_rosetta.py",

@@ -1,12 +1,13 @@
 """A drawing, step by step, with previews of what it is becoming."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from .streaming import stream
+from .streaming import MODEL_IN_USE
 
 
 PREVIEWS = 10  # of a drawing, since each costs a pass of the VAE
@@ -16,8 +17,8 @@ PREVIEWS = 10  # of a drawing, since each costs a pass of the VAE
 class Progress:
     """
     Attributes:
-        step (`int`): of `steps`, from 1.
-        images (`list[PIL.Image.Image]`, *optional*): of the last step the drawn ones; of some steps before it those
+        step (`int`): how many of `steps` are done.
+        images (`list[PIL.Image.Image]`, *optional*): after all steps the drawn ones; after some of the others those
             that are foreseen.
     """
 
@@ -27,21 +28,10 @@ class Progress:
 
     @property
     def is_drawn(self) -> bool:
-        return self.step == self.steps and self.images is not None
+        return self.step == self.steps
 
 
-def foreseen_images(pipe, latents: torch.Tensor, velocity: torch.Tensor) -> list[Image.Image]:
-    """
-    The images where straight lines lead from the latents after a step: its clean latents are `x_t - t * v`, with the
-    velocity v = noise - data that the step was taken with.
-
-    Args:
-        latents, velocity (`torch.Tensor` of shape `(N, C, h, w)`): as a callback of the pipeline gets them.
-    """
-    sigma = pipe.scheduler.sigmas[pipe.scheduler.step_index].to(latents)
-    return pipe.decode_latents(latents - sigma * velocity)
-
-
+@torch.no_grad()
 def stream_drawing(
     pipe, prompt: str, seeds: list[int], num_previews: int = PREVIEWS, **arguments
 ) -> Iterator[Progress]:
@@ -49,6 +39,7 @@ def stream_drawing(
     An image for each seed, the same that it gives alone.
 
     Args:
+        pipe ([`RosettaPipeline`])
         prompt (`str`)
         seeds (`list[int]`)
         num_previews (`int`, defaults to 10): at most.
@@ -57,25 +48,21 @@ def stream_drawing(
     Raises:
         ValueError: if an argument is not valid.
     """
-
-    def run(put):
-        def after_step(pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-            steps = pipe.num_timesteps
-            is_shown = step + 1 < steps and step * num_previews // steps > (step - 1) * num_previews // steps
-            put(Progress(step + 1, steps, foreseen_images(pipe, **tensors) if is_shown else None))
-            return {}
-
-        images = pipe(
-            prompt,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_images_per_prompt=len(seeds),
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=["latents", "velocity"],
-            **arguments,
-        ).images
-        put(Progress(pipe.num_timesteps, pipe.num_timesteps, images))
-
-    return stream(run)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawing = pipe.steps(prompt, generator=generators, num_images_per_prompt=len(seeds), **arguments)
+    with MODEL_IN_USE, closing(drawing):
+        step, done = next(drawing), 0
+        while True:
+            velocity = pipe.predict_velocity(*step)
+            # Where a straight line from here ends: noise - data is the velocity, so the data is x_t - t * v.
+            clean, steps, done = step.latents - step.sigma * velocity, pipe.num_timesteps, done + 1
+            try:
+                step = drawing.send(velocity)
+            except StopIteration as drawn:
+                yield Progress(steps, steps, drawn.value.images)
+                return
+            is_shown = done * num_previews // steps > (done - 1) * num_previews // steps
+            yield Progress(done, steps, pipe.decode_latents(clean) if is_shown else None)
 
 
-__all__ = ["Progress", "foreseen_images", "stream_drawing"]
+__all__ = ["Progress", "stream_drawing"]

@@ -125,7 +125,7 @@ def test_the_scheduler_may_keep_its_sigmas_elsewhere(pipe, monkeypatch):
     pipe.scheduler = SCHEDULERS["UniPC"]
     monkeypatch.setattr(type(pipe), "_execution_device", torch.device("meta"))
     laid_out = SimpleNamespace(grid_hw=[4, 4], num_prompts=1, inputs=lambda is_guided: {})
-    monkeypatch.setattr("modeling_rosetta.prompts_rosetta.lay_out", lambda *args: laid_out)
+    monkeypatch.setattr("modeling_rosetta.drawing_steps_rosetta.lay_out", lambda *args: laid_out)
 
     def velocity(latents, sigma, prompt_inputs):
         seen.append((latents.device.type, sigma.device.type))

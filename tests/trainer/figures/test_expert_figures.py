@@ -31,7 +31,9 @@ def test_figures_are_those_of_all_tokens_together(accumulation, tiny_model, reco
     real = torch.cat(
         [output.routing.layout.pools.split(ids)[0] for output, ids in zip(seen, _rows(records, seen), strict=True)]
     )
-    logits = torch.cat([torch.stack([layer["text"] for layer in output.routing.router_logits]) for output in seen], dim=1)
+    logits = torch.cat(
+        [torch.stack([layer["text"] for layer in output.routing.router_logits]) for output in seen], dim=1
+    )
     logits = logits[:, real >= 0].double()
     probabilities = logits.softmax(-1)
     assert log["router_entropy_text"] == pytest.approx(

@@ -1,0 +1,240 @@
+"""The server as a process: OpenAI's own client chats, streams, draws, edits, and is told what was wrong."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from tests.examples.serving_process import serving, serving_pipeline
+
+
+STEPS = {"num_inference_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return serving_pipeline()
+
+
+@pytest.fixture(scope="module")
+def model(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    limits = ("--max_body=300000", "--max_pixels=65536", "--max_drawn_pixels=16384", "--max_tokens=64")
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with serving(model, log, *limits) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return server.client()
+
+
+def picture(shade: int = 30) -> Image.Image:
+    return Image.new("RGB", (64, 64), (shade, 255 - shade, 90))
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def question(text: str, *images: bytes) -> list[dict]:
+    shown = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+
+
+def said_by(pipe, talk: list[dict], max_tokens: int = 8) -> str:
+    message = pipe.answer(talk, max_images=0, max_new_tokens=max_tokens)
+    return re.sub("<｜.*?｜>", "", "".join(item["text"] for item in message["content"]))  # special tokens
+
+
+def expected_answer(pipe, text: str, *images: Image.Image, max_tokens: int = 8) -> str:
+    shown = [{"type": "image", "image": image} for image in images]
+    talk = [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+    return said_by(pipe, talk, max_tokens)
+
+
+def drawn(response) -> list[np.ndarray]:
+    files = [base64.b64decode(item.b64_json) for item in response.data]
+    return [np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in files]
+
+
+def expected_drawing(pipe, prompt: str, seed: int, number: int = 1, **arguments) -> list[np.ndarray]:
+    generator = [torch.Generator().manual_seed(seed + i) for i in range(number)]
+    images = pipe(prompt, generator=generator, num_images_per_prompt=number, **{**STEPS, **arguments}).images
+    return [np.asarray(image).astype(int) for image in images]
+
+
+def same(images: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    """But for rounding."""
+    return len(images) == len(expected) and all(
+        a.shape == b.shape and np.abs(a - b).max() <= 1 for a, b in zip(images, expected, strict=True)
+    )
+
+
+def test_it_says_what_it_serves(client, server):
+    (card,) = client.models.list().data
+    assert card.id == "tiny" and client.models.retrieve("tiny") == card
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("large")
+    assert error.value.code == "model_not_found"
+
+
+def test_it_chats_about_an_image(client, pipe):
+    answer = client.chat.completions.create(
+        model="tiny", messages=question("what is this?", png(picture())), max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content == expected_answer(pipe, "what is this?", picture())
+    usage, talk = answer.usage, [{"role": "user", "content": [{"type": "image", "image": picture()}]}]
+    talk[0]["content"].append({"type": "text", "text": "what is this?"})
+    length = len(pipe.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True)[0])
+    assert usage.prompt_tokens == length and usage.total_tokens == length + usage.completion_tokens
+    assert 0 < usage.completion_tokens <= 8
+
+
+def test_a_conversation_has_turns_and_a_system(client, pipe):
+    talk = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "and now?"},
+    ]
+    answer = client.chat.completions.create(model="tiny", messages=talk, max_completion_tokens=8)
+    assert answer.choices[0].message.content == said_by(pipe, talk)
+
+
+def test_it_streams_what_it_would_say(client):
+    how = {"model": "tiny", "messages": question("a story"), "max_tokens": 20, "n": 2, "seed": 3, "temperature": 1.2}
+    whole = client.chat.completions.create(**how)
+    texts, reasons, usage = ["", ""], [None, None], None
+    for chunk in client.chat.completions.create(**how, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices] and texts[0] != texts[1]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+
+
+def test_a_seed_decides_what_is_sampled(client):
+    def ask(**how):
+        given = {"model": "tiny", "messages": question("a story"), "max_tokens": 20, "temperature": 1.0, **how}
+        return client.chat.completions.create(**given).choices[0].message.content
+
+    assert ask(seed=1) == ask(seed=1) != ask(seed=2)
+    assert ask(seed=1, temperature=0) == ask(seed=2, temperature=0) == ask(seed=3, top_p=1e-6)
+    text = ask(seed=1)
+    assert ask(seed=1, stop=[text[1:3], "never"]) == text[: text.index(text[1:3])]
+
+
+def test_it_draws_what_the_pipeline_draws(client, pipe):
+    body = {"seed": 7, "guidance_scale": 2.0, "negative_prompt": "blue", **STEPS}
+    response = client.images.generate(
+        model="tiny", prompt="a red stone", n=2, size="64x32", response_format="b64_json", extra_body=body
+    )
+    expected = expected_drawing(
+        pipe, "a red stone", 7, 2, height=32, width=64, guidance_scale=2.0, negative_prompt="blue"
+    )
+    assert same(drawn(response), expected) and response.size == "64x32"
+
+
+def test_it_draws_from_an_image(client, pipe):
+    image = ("picture.png", png(picture()))
+    read = client.images.edit(model="tiny", image=image, prompt="bolder", extra_body={"seed": 1, **STEPS})
+    assert same(drawn(read), expected_drawing(pipe, "bolder", 1, image=[picture()]))
+    several = client.images.edit(model="tiny", image=[image, image], prompt="bolder", extra_body={"seed": 1, **STEPS})
+    assert same(drawn(several), expected_drawing(pipe, "bolder", 1, image=[picture(), picture()]))
+    over = client.images.edit(
+        model="tiny", image=image, prompt="bolder", size="64x64", extra_body={"seed": 1, "strength": 0.5, **STEPS}
+    )
+    expected = expected_drawing(pipe, "bolder", 1, image=[picture()], strength=0.5, height=64, width=64)
+    assert same(drawn(over), expected)
+
+
+CHAT_ERRORS = {
+    "max_tokens": ({"max_tokens": 65}, "at most 64, got 65"),
+    "n": ({"n": 33}, "at most 32, got 33"),
+    "stop": ({"stop": ["a"] * 5}, "may be 4 strings"),
+    "temperature": ({"temperature": 3}, "less than or equal to 2"),
+    "top_p": ({"top_p": 0}, "greater than 0"),
+    "seed": ({"seed": -1}, "greater than or equal to 0"),
+    "logprobs": ({"logprobs": True}, "not supported"),
+    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "not supported"),
+    "stream": ({"extra_body": {"stream": "yes"}}, "valid boolean"),
+    "beams": ({"extra_body": {"beams": 4}}, "Unrecognized request argument"),
+    "messages": ({"messages": []}, "at least 1 item"),
+    "messages[0].role": ({"messages": [{"role": "robot", "content": "x"}]}, "'developer', 'user'"),
+    "messages[0].content[0].image_url": ({"messages": question("x", b"no image")}, "no image of PNG"),
+    "messages[1].content[0]": (
+        {
+            "messages": [
+                *question("x"),
+                {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": data_url(b"")}}]},
+            ]
+        },
+        "of the role 'user'",
+    ),
+}
+
+
+@pytest.mark.parametrize("param", CHAT_ERRORS)
+def test_an_error_of_a_chat_names_the_argument(client, param):
+    given, said = CHAT_ERRORS[param]
+    with pytest.raises(openai.BadRequestError, match=said) as error:
+        client.chat.completions.create(**{"model": "tiny", "messages": question("x"), **given})
+    assert error.value.param == param and error.value.type == "invalid_request_error"
+
+
+IMAGE_ERRORS = {
+    "size": [({"size": "65x64"}, "positive multiple of 16"), ({"size": "256x256"}, "may have 16384 pixels")],
+    "n": [({"n": 9}, "at most 8"), ({"n": 0}, "greater than or equal to 1")],
+    "prompt": [({"prompt": " "}, "not be empty"), ({"prompt": "<|vision_start|>" * 200}, "may have 512 tokens")],
+    "num_inference_steps": [({"extra_body": {"num_inference_steps": 101}}, "at most 100")],
+    "guidance_scale": [({"extra_body": {"guidance_scale": "much"}}, "valid number")],
+    "response_format": [({"response_format": "url"}, "'b64_json'")],
+}
+
+
+@pytest.mark.parametrize("param", IMAGE_ERRORS)
+def test_an_error_of_a_drawing_names_the_argument(client, param):
+    for given, said in IMAGE_ERRORS[param]:
+        with pytest.raises(openai.BadRequestError, match=said) as error:
+            client.images.generate(**{"model": "tiny", "prompt": "x", **given})
+        assert error.value.param == param
+
+
+def test_an_error_of_an_edit_names_the_argument(client):
+    image, both = ("picture.png", png(picture())), {"strength": 0.5, "image_guidance_scale": 2}
+    for param, given, said in (
+        ("image", {"image": ("a.png", b"none")}, "no image of PNG"),
+        ("image", {"image": ("a.png", png(Image.new("RGB", (512, 512))))}, "may have 65536 pixels, got 512 x 512"),
+        ("mask", {"image": image, "mask": image}, "not supported"),
+        ("strength", {"image": image, "extra_body": {"strength": 2}}, "less than or equal to 1"),
+        (
+            "image_guidance_scale",
+            {"image": image, "extra_body": {"strength": 0.5, "image_guidance_scale": 2}},
+            "together",
+        ),
+        ("colour", {"image": image, "extra_body": {"colour": "red"}}, "Unrecognized request argument"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said) as error:
+            client.images.edit(**{"model": "tiny", "prompt": "x", **given})
+        assert error.value.param == param
