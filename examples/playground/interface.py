@@ -149,7 +149,7 @@ def _draw(pipe, prompts: tuple[str, ...], num_inference_steps: int, guidance_sca
             elif not progress.is_drawn:
                 yield gr.skip(), [(image, "preview") for image in progress.images], gr.skip(), said
             else:
-                drawn = [(im, f"{prompt} (seed {own})") for im, own in zip(progress.images, seeds, strict=True)]
+                drawn = [(im, f"seed {own}: {prompt}") for im, own in zip(progress.images, seeds, strict=True)]
                 yield gr.skip(), drawn, [*drawn, *(so_far or [])], f"drawn in {progress.steps} steps"
 
     with gr.Row():
@@ -186,7 +186,7 @@ def _draw(pipe, prompts: tuple[str, ...], num_inference_steps: int, guidance_sca
                 elem_id="drawing",
             )
             so_far = gr.Gallery(
-                label="So far", format="png", columns=4, fit_columns=False, interactive=False, elem_id="so-far"
+                label="So far", format="png", columns=3, fit_columns=False, interactive=False, elem_id="so-far"
             )
     drawing = gr.on(
         [start.click, prompt.submit],

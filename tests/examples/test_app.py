@@ -142,7 +142,7 @@ def test_it_draws_with_previews_and_stops(page, served, tmp_path):
     preview = picture(page, drawing.locator("img"))
     gate.opened.set()
     expect(page.locator("#status")).to_have_text("drawn in 6 steps")
-    expect(drawing.locator("img")).to_have_attribute("alt", "a stone (seed 7)")
+    expect(drawing.locator("img")).to_have_attribute("alt", "seed 7: a stone")
     page.screenshot(path=tmp_path / "drawn.png")
     drawn = picture(page, drawing.locator("img"))
     expected = served["pipe"](
