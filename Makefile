@@ -3,7 +3,7 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart app test test-lowest style benchmark
+.PHONY: quickstart app test test-lowest test-ray style benchmark
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
@@ -20,6 +20,11 @@ test: $(VENV)/installed
 # The same on the lowest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+# Two replicas of the server on Ray, which is 360 MB installed and so not part of the other tests.
+test-ray: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[ray]"
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/examples/test_serve_ray.py
 
 style: $(VENV)/installed
 	$(BIN)/ruff check .
