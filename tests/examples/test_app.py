@@ -109,6 +109,7 @@ def test_it_is_asked_about_a_digit(page, served, tmp_path):
     box.fill("Which digit is this?")
     settings(page)
     page.get_by_label("number input for At most so many tokens").fill("24")
+    expect(page.get_by_label("range slider for At most so many tokens")).to_have_value("24")
     box.press("Enter")
 
     pipe, content = (
