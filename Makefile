@@ -3,11 +3,15 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-lowest style benchmark
+.PHONY: quickstart evaluate test test-lowest test-ray style benchmark
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --output_dir outputs/quickstart
+
+# Evaluates what `make quickstart` has left on the miniature's benchmarks.
+evaluate: $(VENV)/installed
+	$(BIN)/python examples/evaluate.py outputs/quickstart/model --tasks miniature --output outputs/quickstart/evaluation
 
 # Two processes with a thread each: more threads than cores wait for one another.
 test: $(VENV)/installed
@@ -16,6 +20,11 @@ test: $(VENV)/installed
 # The same on the lowest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+# Two replicas of the server on Ray, which is 360 MB installed and so not part of the other tests.
+test-ray: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[ray]"
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/examples/test_serve_ray.py
 
 style: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -39,6 +39,11 @@ def load(model: str, settings: Settings) -> RosettaPipeline:
     return pipe.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def warn_of_the_world(options, settings: Settings):
+    if options.host not in LOOPBACK and not settings.api_key:
+        print(f"Whoever reaches {options.host}:{options.port} can use this server: give it an --api_key.")
+
+
 def main(arguments: list[str] | None = None):
     parser = HfArgumentParser(Settings, description=__doc__.split("\n")[1])
     parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
@@ -47,8 +52,7 @@ def main(arguments: list[str] | None = None):
     settings, options = parser.parse_args_into_dataclasses(arguments)
     if settings.dtype != "auto" and not isinstance(getattr(torch, settings.dtype, None), torch.dtype):
         parser.error(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got '{settings.dtype}'")
-    if options.host not in LOOPBACK and not settings.api_key:
-        print(f"Whoever reaches {options.host}:{options.port} can use this server: give it an --api_key.")
+    warn_of_the_world(options, settings)
     try:
         pipe = load(options.model, settings)
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """One arm with one seed: trained from its start, and asked before and after."""
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
     """
     Returns:
         `dict`: `before` and `after`, and of averages with the old weights `averaged`, the figures of [`ask`]; the
-        `log` of the training and its `seconds`.
+        text loss after each of the `stages` before; the `log` of the training and its `seconds`.
     """
     began = time.perf_counter()
     start, parts = starts.start(arm.architecture, seed, arm.num_vae_experts), starts.parts(seed)
@@ -71,6 +72,7 @@ def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
         "before": {**before, "routing": routing.tolist()},
         "after": {**after, "routing": routing_after.tolist()},
         "averaged": averages,
+        "stages": json.loads((start / "stages.json").read_text()),
         "log": log,
         "seconds": time.perf_counter() - began,
     }

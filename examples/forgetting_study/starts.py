@@ -1,5 +1,6 @@
 """What all arms of a seed start from: a model that reads and sees, and that has just been given experts to draw."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import set_seed
 
+from examples.miniature.language_model import held_out_loss
 from examples.miniature.mixture import Mixture
 from examples.miniature.parts import CommonParts
 from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer
@@ -51,8 +53,9 @@ class Starts:
 
     def start(self, architecture: str, seed: int, num_vae_experts: int) -> Path:
         """
-        A folder with a model, `moments`, the checkpoint that the stage of understanding has left, and, as files of
-        importances, `fisher.safetensors` and `equal.safetensors`.
+        A folder with a model, `moments`, the checkpoint that the stage of understanding has left, as files of
+        importances `fisher.safetensors` and `equal.safetensors`, and `stages.json`, the held-out text loss after each
+        stage.
         """
         folder = self.folder / f"{architecture}-{num_vae_experts}-{seed}"
         if not folder.is_dir():
@@ -83,15 +86,25 @@ class Starts:
             num_experts = target.expert_pools[token_type["expert_pool"]] if is_new else None
             mount(model, token_type, num_experts=num_experts, **kwargs)
 
+        stages = {}
+
+        def ask(stage: str):
+            stages[stage] = held_out_loss(model, parts.held_out_rows)
+
+        ask("upcycled")
         with tempfile.TemporaryDirectory() as runs:
             train("LM", {"LM": 1.0}, f"{runs}/lm", learning_rate=1e-3)
+            ask("LM")
             add("vit", vision_tower=parts.vision_tower)
+            ask("ViT mounted")
             train_projectors(model)
             train("projectors", UNDERSTANDING, f"{runs}/projectors", learning_rate=3e-3)
             train_backbone(model)
             saved = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 10**6}
             num_steps = train("MMU", UNDERSTANDING, f"{runs}/mmu", **saved)
+            ask("MMU")
             shutil.copytree(f"{runs}/mmu/checkpoint-{num_steps}", folder / "moments")
+        (folder / "stages.json").write_text(json.dumps(stages))
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
         save_file({name: torch.ones_like(param) for name, param in named.items()}, folder / "equal.safetensors")
         mixture = Mixture(tasks, UNDERSTANDING, NUM_FISHER_SAMPLES, seed + 1000)

@@ -45,6 +45,8 @@ def image_of_bytes(data: bytes, param: str, settings: Settings) -> Image.Image:
     """In RGB. Its size is read before its pixels are."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise RequestError(f"'{param}' may have {settings.max_pixels} pixels, and has many more.", param) from None
     except Exception:  # Pillow's formats raise almost anything on damaged files
         raise RequestError(f"'{param}' is no image of {', '.join(FORMATS)} that can be read.", param) from None
     if image.width * image.height > settings.max_pixels:

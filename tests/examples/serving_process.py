@@ -18,9 +18,10 @@ from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 TOP = Path(__file__).parents[2]
 
 
-def serving_pipeline() -> RosettaPipeline:
-    """Which looks at images, as 4 tokens each."""
-    pipe = tiny_pipeline(latent_prefix=False)
+def serving_pipeline(latent_prefix: bool = False) -> RosettaPipeline:
+    """Which looks at images, as 4 tokens each. All its experts see all tokens: else rounding, which depends on the
+    rest of a batch, might decide between two."""
+    pipe = tiny_pipeline(latent_prefix=latent_prefix, expert_pools={"text": 2, "vit": 2, "vae": 2})
     edges = {"shortest_edge": 16 * 16, "longest_edge": 16 * 16}
     pipe.processor.image_processor = Qwen2VLImageProcessorPil(patch_size=4, size=edges)
     return pipe
@@ -28,23 +29,28 @@ def serving_pipeline() -> RosettaPipeline:
 
 class ServerProcess:
     """
+    Args:
+        model (`Path`)
+        log (`Path`): of what it prints.
+        options: of the script.
+        script (`str`): among the examples.
+
     Attributes:
         url (`str`)
         process (`subprocess.Popen`)
-        log (`Path`)
     """
 
-    def __init__(self, model: Path, log: Path, *options: str):
+    def __init__(self, model: Path, log: Path, *options: str, script: str = "serve.py"):
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{port}", log
-        command = [sys.executable, TOP / "examples" / "serve.py", model, f"--port={port}", "--device=cpu", *options]
+        command = [sys.executable, TOP / "examples" / script, model, f"--port={port}", "--device=cpu", *options]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=TOP)
 
     def wait(self):
-        for _ in range(600):
+        for _ in range(1200):
             try:
                 with urllib.request.urlopen(self.url + "/health") as answer:
                     assert answer.status == 200
@@ -66,11 +72,11 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(model: Path, log: Path, *options: str):
-    server = ServerProcess(model, log, *options)
+def serving(model: Path, log: Path, *options: str, script: str = "serve.py"):
+    server = ServerProcess(model, log, *options, script=script)
     try:
         server.wait()
         yield server
     finally:
         server.process.terminate()
-        server.process.wait(30)
+        server.process.wait(60)

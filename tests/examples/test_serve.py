@@ -2,7 +2,13 @@
 
 import base64
 import io
+import json
+import random
 import re
+import signal
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -10,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.serve import main
+from tests.examples.malformed_requests import request, send
 from tests.examples.serving_process import serving, serving_pipeline
 
 
@@ -222,7 +230,7 @@ def test_an_error_of_a_drawing_names_the_argument(client, param):
 
 
 def test_an_error_of_an_edit_names_the_argument(client):
-    image, both = ("picture.png", png(picture())), {"strength": 0.5, "image_guidance_scale": 2}
+    image = ("picture.png", png(picture()))
     for param, given, said in (
         ("image", {"image": ("a.png", b"none")}, "no image of PNG"),
         ("image", {"image": ("a.png", png(Image.new("RGB", (512, 512))))}, "may have 65536 pixels, got 512 x 512"),
@@ -238,3 +246,142 @@ def test_an_error_of_an_edit_names_the_argument(client):
         with pytest.raises(openai.BadRequestError, match=said) as error:
             client.images.edit(**{"model": "tiny", "prompt": "x", **given})
         assert error.value.param == param
+
+
+def mixed_request(number: int, client) -> object:
+    """One of 64 that are all different, and what comes back."""
+    match number % 4:
+        case 0:
+            body = {"seed": number, "num_inference_steps": 2 + number % 5, "guidance_scale": 1.0 + number % 3}
+            size = "64x64" if number % 8 else "64x32"
+            response = client.images.generate(
+                model="tiny", prompt=f"stone {number}", n=1 + number % 3, size=size, extra_body=body
+            )
+            return drawn(response)
+        case 1:
+            image = ("picture.png", png(picture(number)))
+            body = {"seed": number, **STEPS}
+            return drawn(client.images.edit(model="tiny", image=image, prompt="bolder", extra_body=body))
+        case 2:
+            answer = client.chat.completions.create(
+                model="tiny", messages=question(f"what is {number}?", png(picture(number))), max_tokens=6
+            )
+            return answer.choices[0].message.content
+        case _:
+            chunks = client.chat.completions.create(
+                model="tiny", messages=question("a" * number), max_tokens=6, seed=number, temperature=1.0, stream=True
+            )
+            return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def test_of_64_at_once_none_is_lost_and_none_is_wrong(client, server):
+    alone = [mixed_request(number, client) for number in range(64)]
+    with ThreadPoolExecutor(64) as threads:
+        together = list(threads.map(lambda number: mixed_request(number, client), range(64)))
+    for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+        assert same(other, one) if number % 4 < 2 else other == one, number
+    assert server.metric("rosetta_rows_sum", kind="drawing") > server.metric("rosetta_rows_count", kind="drawing")
+
+
+def test_malformed_requests_break_nothing(client, server, pipe):
+    rng, statuses = random.Random(0), []
+    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    for _ in range(100):
+        statuses.append(send(address, request(rng, 300_000)))
+    assert {status for status in statuses if status is not None} <= {200, 400, 404, 405, 413, 429}
+    assert sum(status == 400 for status in statuses) > 30
+    answer = client.chat.completions.create(model="tiny", messages=question("hello"), max_tokens=8)
+    assert answer.choices[0].message.content == expected_answer(pipe, "hello")
+    assert server.metric("rosetta_requests_in_flight") == server.metric("rosetta_jobs_waiting") == 0
+
+
+@pytest.fixture(scope="module")
+def strict(model, tmp_path_factory):
+    """With a key, room for two, little time, and answers and drawings without an end."""
+    log = tmp_path_factory.mktemp("log") / "strict.log"
+    limits = ("--api_key=secret", "--max_requests=2", "--time_limit=4", "--max_steps=1000000", "--max_tokens=32000")
+    with serving(model, log, *limits, "--allow_remote_images") as running:
+        yield running
+
+
+def endless(client, **others):
+    return client.images.generate(model="tiny", prompt="x", extra_body={"num_inference_steps": 500_000}, **others)
+
+
+def until(condition):
+    for _ in range(1500):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("It did not happen.")
+
+
+def test_it_wants_its_key(strict):
+    for key in ("wrong", "secre", "secret2"):
+        with pytest.raises(openai.AuthenticationError) as error:
+            strict.client(key).models.list()
+        assert error.value.code == "invalid_api_key"
+    assert strict.client("secret").models.list().data
+    with urllib.request.urlopen(strict.url + "/health") as answer:  # for probes
+        assert json.load(answer) == {"status": "ok"}
+
+
+def test_there_is_a_line_and_a_time_limit(strict):
+    with ThreadPoolExecutor(2) as threads:
+        held = [threads.submit(endless, strict.client("secret")) for _ in range(2)]
+        until(lambda: strict.metric("rosetta_requests_in_flight") == 2)
+        with pytest.raises(openai.RateLimitError) as error:
+            strict.client("secret").models.list()
+        assert error.value.code == "too_many_requests" and error.value.response.headers["Retry-After"] == "1"
+        for request in held:
+            with pytest.raises(openai.InternalServerError) as error:
+                request.result()
+            assert error.value.status_code == 504 and error.value.code == "timeout"
+
+
+def test_nothing_is_computed_for_a_client_that_has_left(strict):
+    with pytest.raises(openai.APITimeoutError):
+        endless(strict.client("secret", timeout=1))
+    chunks = strict.client("secret").chat.completions.create(
+        model="tiny", messages=question("a story"), temperature=2.0, stream=True, n=8
+    )
+    for _ in range(20):
+        next(iter(chunks))
+    chunks.close()
+    until(lambda: strict.metric("rosetta_requests_in_flight") == 0)
+    assert strict.metric("rosetta_requests_total", status="499") == 1
+    time.sleep(0.1)
+    done = [strict.metric(name) for name in ("rosetta_image_steps_total", "rosetta_answer_tokens_total")]
+    time.sleep(0.3)
+    assert done == [strict.metric(name) for name in ("rosetta_image_steps_total", "rosetta_answer_tokens_total")]
+
+
+def test_it_fetches_nothing_from_this_machine(strict):
+    for url in (strict.url + "/metrics", strict.url.replace("127.0.0.1", "localhost"), "http://[::1]/"):
+        talk = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+        with pytest.raises(openai.BadRequestError, match="not a public address") as error:
+            strict.client("secret").chat.completions.create(model="tiny", messages=talk)
+        assert error.value.param == "messages[0].content[0].image_url"
+
+
+def test_it_ends_what_it_has_begun_before_it_stops(strict):
+    """The last test of this server."""
+    with ThreadPoolExecutor(1) as threads:
+        given = {"model": "tiny", "prompt": "x", "extra_body": {"num_inference_steps": 150}}
+        drawing = threads.submit(strict.client("secret").images.generate, **given)
+        until(lambda: strict.metric("rosetta_requests_in_flight") == 1)
+        strict.process.send_signal(signal.SIGTERM)
+        assert len(drawing.result().data) == 1
+    assert strict.process.wait(20) in (0, -signal.SIGTERM)
+    with pytest.raises(OSError):
+        urllib.request.urlopen(strict.url + "/health")
+
+
+def test_what_cannot_be_served_is_said_before(model, capsys):
+    for arguments, said in (
+        (["nowhere/none"], "MODEL: 'nowhere/none' cannot be loaded"),
+        ([str(model), "--dtype=half-a-float"], "--dtype must be 'auto' or a type of torch"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert said in capsys.readouterr().err

@@ -39,7 +39,7 @@ def tiny_vae() -> AutoencoderKLFlux2:
     return vae
 
 
-def tiny_pipeline(architecture: str = "rosetta", latent_prefix: bool = True) -> RosettaPipeline:
+def tiny_pipeline(architecture: str = "rosetta", latent_prefix: bool = True, **config) -> RosettaPipeline:
     processor = tiny_processor(latent_prefix)
     transformer = tiny_model(
         architecture,
@@ -48,6 +48,7 @@ def tiny_pipeline(architecture: str = "rosetta", latent_prefix: bool = True) -> 
         vision_start_token_id=processor.vision_start_token_id,
         vision_end_token_id=processor.vision_end_token_id,
         timestep_token_id=processor.timestep_token_id,
+        **config,
     )
     pipe = RosettaPipeline(transformer, tiny_vae(), FlowMatchEulerDiscreteScheduler(), processor)
     pipe.set_progress_bar_config(disable=True)
