@@ -42,5 +42,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,serve,test]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,evaluation,serve,test]"
 	touch $@
