@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from modeling_rosetta.images_rosetta import read_image
+
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +45,7 @@ class Drawings:
                 f"{missing[0].name}: go on drawing with the command that began."
             )
         for drawing in drawings.files:
-            check_image(drawing)
+            read_image(drawing, f"'{drawing}'")
         return drawings
 
     @property
@@ -97,18 +99,6 @@ def save_image(image: Image.Image, file: Path):
     staged.replace(file)
 
 
-def check_image(file: Path):
-    """
-    Raises:
-        ValueError: if it cannot be read as an image.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"'{file}' cannot be read as an image: {error}") from None
-
-
 def _identity(manifest: dict) -> dict:
     """What drawings depend on."""
     return {"weights": manifest["model"]["weights"], "settings": manifest["settings"], "prompts": manifest["images"]}
@@ -125,4 +115,4 @@ def _difference(was, now) -> str:
     return f"{was} and now {now}"
 
 
-__all__ = ["Drawings", "check_image", "save_image"]
+__all__ = ["Drawings", "save_image"]
