@@ -4,8 +4,8 @@ How good a model is, on benchmarks by name.
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
     accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
 
-`table1` are the language and understanding tasks of the paper's Table 1 in the authors' protocol, of data sets in DATA;
-its drawings are scored by examples/generate_images.py and what follows it.
+`table1` are the language and understanding tasks of the paper's Table 1 in the authors' protocol, of data sets in
+DATA; examples/generate_images.py draws what its other half scores.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
