@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from modeling_rosetta.images_rosetta import read_image
+from .drawings import read_drawing
 
 
 SIDE = 299  # pixels that Inception sees
@@ -59,7 +59,7 @@ class Inception:
     @torch.no_grad()
     def __call__(self, images: Sequence) -> torch.Tensor:
         """Images, or their files, to features `(N, 2048)`."""
-        pixels = torch.stack([self._pixels(read_image(image)) for image in images])
+        pixels = torch.stack([self._pixels(read_drawing(image)) for image in images])
         return self.layers(pixels.to(self.device)).flatten(1)
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
