@@ -67,7 +67,9 @@ def save_detector(folder: Path):
         label2id={"book": 0, "mug": 1, "keyboard": 2},
         initializer_range=0.5,
     )
-    YolosForObjectDetection(config).save_pretrained(folder)
+    model = YolosForObjectDetection(config)
+    torch.nn.init.normal_(model.vit.embeddings.detection_tokens)  # zeros would all see the same
+    model.save_pretrained(folder)
     YolosImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 32}).save_pretrained(folder)
 
 

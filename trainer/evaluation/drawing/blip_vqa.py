@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from modeling_rosetta.images_rosetta import read_image
+from .drawings import read_drawing
 
 
 SIDE = 480  # pixels
@@ -58,7 +58,7 @@ class Blip:
     @torch.no_grad()
     def _yes(self, images: list, ids: list[list[int]]) -> list[float]:
         model, device, start = self.model, self.model.device, self.model.decoder_start_token_id
-        pixels = self.image_processor([read_image(image) for image in images], return_tensors="pt").pixel_values
+        pixels = self.image_processor([read_drawing(image) for image in images], return_tensors="pt").pixel_values
         questions = torch.tensor(ids, device=device)
         questions[:, 0] = start + 1  # [ENC], which BLIP has behind [DEC] and its encoder was trained with
         seen = model.vision_model(pixel_values=pixels.to(device)).last_hidden_state

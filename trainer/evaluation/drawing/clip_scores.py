@@ -9,8 +9,7 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from modeling_rosetta.images_rosetta import read_image
-
+from .drawings import read_drawing
 from .open_clip_weights import read_open_clip
 
 
@@ -52,7 +51,7 @@ class Clip:
     @torch.no_grad()
     def embed_images(self, images: Sequence) -> torch.Tensor:
         """Images, or their files, to vectors `(N, P)` of length 1."""
-        pixels = self.image_processor([read_image(image) for image in images], return_tensors="pt").pixel_values
+        pixels = self.image_processor([read_drawing(image) for image in images], return_tensors="pt").pixel_values
         return _normalised(self.model.get_image_features(pixels.to(self.model.device)))
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ class Drawings:
                 f"{missing[0].name}: go on drawing with the command that began."
             )
         for drawing in drawings.files:
-            read_image(drawing, f"'{drawing}'")
+            read_drawing(drawing)
         return drawings
 
     @property
@@ -92,6 +92,16 @@ class Drawings:
             staged.replace(file)
 
 
+def read_drawing(image) -> Image.Image:
+    """
+    An image, or its file, in RGB.
+
+    Raises:
+        ValueError: if it cannot be read; it names the file.
+    """
+    return read_image(image, f"'{image}'")
+
+
 def save_image(image: Image.Image, file: Path):
     """Whole or not at all."""
     staged = file.with_name(f".{file.name}.saving")
@@ -115,4 +125,4 @@ def _difference(was, now) -> str:
     return f"{was} and now {now}"
 
 
-__all__ = ["Drawings", "save_image"]
+__all__ = ["Drawings", "read_drawing", "save_image"]

@@ -8,13 +8,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from modeling_rosetta.images_rosetta import read_image
+from .drawings import read_drawing
 
 
 SIDE = 299  # pixels that Inception sees
 RESIZES = ("bilinear", "clean")
 CHUNK = 4096  # features whose products are added at a time
-NUMPY_TYPES = (type(np.dtype(np.float32)), type(np.dtype(np.float64)))
+# What a pickled array of numpy's is put together by, under its names before and since numpy 2.
+PUT_TOGETHER = np.zeros(0).__reduce__()[0]
+NUMPY = [
+    *((PUT_TOGETHER, f"numpy.{package}.multiarray._reconstruct") for package in ("core", "_core")),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64)),
+]
 
 Statistics = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,7 +59,7 @@ class Inception:
     @torch.no_grad()
     def __call__(self, images: Sequence) -> torch.Tensor:
         """Images, or their files, to features `(N, 2048)`."""
-        pixels = torch.stack([self._pixels(read_image(image)) for image in images])
+        pixels = torch.stack([self._pixels(read_drawing(image)) for image in images])
         return self.layers(pixels.to(self.device)).flatten(1)
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
@@ -138,8 +145,7 @@ def read_statistics(file: str | Path) -> Statistics:
             with np.load(file) as content:
                 found = content["mu"], content["sigma"]
         else:
-            arrays = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, *NUMPY_TYPES]
-            with torch.serialization.safe_globals(arrays):  # no code: the authors' file may hold numpy's arrays
+            with torch.serialization.safe_globals(NUMPY):  # the authors' file may hold arrays, but no code
                 content = torch.load(file, map_location="cpu", weights_only=True)
             found = (content["mu"], content["sigma"]) if isinstance(content, dict) else tuple(content)
         mean, covariance = (torch.as_tensor(each).double() for each in found)

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from modeling_rosetta.images_rosetta import read_image
-
 from .clip_scores import Clip
+from .drawings import read_drawing
 
 
 THRESHOLD = 0.3  # of the confidence in an object,
@@ -63,7 +62,7 @@ class Detector:
     @torch.no_grad()
     def objects(self, image, threshold: float) -> dict[str, list[Box]]:
         """Of each class that is seen the boxes, the surest first, at most 16."""
-        image = read_image(image)
+        image = read_drawing(image)
         inputs = self.image_processor(image, return_tensors="pt").to(self.model.device)
         found = self.image_processor.post_process_object_detection(
             self.model(**inputs), threshold=threshold, target_sizes=[(image.height, image.width)]
@@ -120,7 +119,7 @@ def _name(name: str, detector: Detector) -> str | None:
 
 def _judged(image, record: dict, detector: Detector, clip: Clip) -> dict:
     """Of several failures the first is the reason. Colours and places are asked of the surest boxes."""
-    image = read_image(image)
+    image = read_drawing(image)
     objects = detector.objects(image, COUNTING_THRESHOLD if record.get("tag") == "counting" else THRESHOLD)
     reasons: list[str] = []
     groups: list[list[Box] | None] = []
