@@ -100,3 +100,15 @@ def save_inception(file: Path) -> InceptionLayers:
     network = InceptionFile().eval()
     torch.jit.save(torch.jit.script(network), str(file))
     return network.layers
+
+
+def save_judges(folder: Path):
+    for name, save in (("clip", save_clip), ("blip", save_blip), ("detector", save_detector)):
+        save(folder / name)
+    save_inception(folder / "inception.pt")
+
+
+def named_judges(folder: Path) -> list[str]:
+    """As the command is told them."""
+    files = {"clip": "clip", "blip": "blip", "detector": "detector", "colors": "clip", "inception": "inception.pt"}
+    return [f"{name}={folder / file}" for name, file in files.items()]
