@@ -74,6 +74,7 @@ def test_what_is_said_of_a_task(drawn, pipe, data, judges):
     assert min(cosines) <= clip["low"] < clip["value"] == np.mean(cosines) < clip["high"] <= max(cosines)
     assert result["metrics"]["fid"] == {"value": distance, "low": None, "high": None}
     assert (result["num_samples"], result["protocol"], result["higher_is_better"]) == (4, "authors", False)
+    assert result["settings"]["num_inference_steps"] == 1 and result["settings"]["noise_device"] == "cpu"
 
 
 def test_an_evaluation_that_goes_on_draws_nothing_again(drawn, pipe, data, judges, monkeypatch):

@@ -240,7 +240,7 @@ def _noise_device(judges: Judges, protocol: str) -> str:
 
 
 DRAWING_REMARKS = (
-    "Steps (50) and guidance (5.0) are the defaults of the authors' code; those of their figures are not public.",
+    "The steps and the guidance of the authors' figures are not public; the defaults of their code are 50 and 5.0.",
     "The authors draw noise on a GPU, and score images before they are rounded to bytes.",
 )
 COCO_REMARKS = (
