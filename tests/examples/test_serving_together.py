@@ -190,7 +190,7 @@ def test_an_answer_ends_before_a_stop_string_and_says_nothing_of_it(pipe, length
 
 def test_who_leaves_is_computed_no_further(pipe):
     async def conduct(engine):
-        left, kept = DrawingJob(drawing("x", 0, num_inference_steps=50_000)), DrawingJob(drawings()[0])
+        left, kept = DrawingJob(drawing("x", 0, num_inference_steps=20_000)), DrawingJob(drawings()[0])
         answer = AnswerJob(batch_of(pipe, conversation(pipe, "x")), sampling(100_000), 1)
         for job in (left, answer):
             engine.submit(job)
