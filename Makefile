@@ -3,11 +3,19 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-lowest test-ray style benchmark
+.PHONY: quickstart evaluate app test test-lowest test-ray style benchmark
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --output_dir outputs/quickstart
+
+# Evaluates what `make quickstart` has left on the miniature's benchmarks.
+evaluate: $(VENV)/installed
+	$(BIN)/python examples/evaluate.py outputs/quickstart/model --tasks miniature --output outputs/quickstart/evaluation
+
+# Chat, draw and see inside in the browser, with that miniature: 127.0.0.1, or another model with MODEL=...
+app: $(VENV)/installed
+	$(BIN)/python examples/app.py $(MODEL)
 
 # Two processes with a thread each: more threads than cores wait for one another.
 test: $(VENV)/installed
@@ -38,5 +46,5 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,serve,test]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,hub,examples,evaluation,serve,app,test]"
 	touch $@

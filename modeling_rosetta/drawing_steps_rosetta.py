@@ -12,7 +12,6 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from .adapters_rosetta import lora_scaled
 from .drawing_checks_rosetta import check_inputs
 from .flow_scheduler_rosetta import in_use, set_times
-from .latent_codec_rosetta import decode_latents
 from .prompts_rosetta import lay_out
 from .source_images_rosetta import SourceImages, noise_of
 from .step_cache_rosetta import StepCache
@@ -142,9 +141,7 @@ def drawing_steps(
         pipe._current_timestep = None
 
     # 6. Decode the latents
-    images = latents
-    if output_type != "latent":
-        images = pipe.image_processor.postprocess(decode_latents(pipe.vae, latents), output_type=output_type)
+    images = latents if output_type == "latent" else pipe.decode_latents(latents, output_type)
     pipe.maybe_free_model_hooks()
     return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -264,6 +264,26 @@ class RosettaPipeline(DiffusionPipeline, LoraBaseMixin):
                     return drawn.value
                 velocity = self.predict_velocity(*step)
 
+    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil"):
+        """
+        The images of latents, as the call ends with them: for those of a step, and after `output_type="latent"`.
+
+        Args:
+            latents (`torch.Tensor` of shape `(N, C, h, w)`)
+            output_type (`str`, defaults to `"pil"`): as in the call, but for `"latent"`.
+
+        Returns:
+            As the call: a list of N `PIL.Image.Image`, an array or a tensor.
+
+        Raises:
+            ValueError: if the pipeline has no `vae`.
+        """
+        from .latent_codec_rosetta import decode_latents
+
+        if self.vae is None:
+            raise ValueError("`vae` must be part of the pipeline to decode latents, it is None.")
+        return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
+
     def answer(self, conversation: list[dict] | list[list[dict]], **arguments) -> dict | list[dict]:
         """Text and images in one answer, with `stream_answer` as they come: see [`~answering_rosetta.answer`]."""
         from .answering_rosetta import answer

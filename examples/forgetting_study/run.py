@@ -1,6 +1,6 @@
 """One arm with one seed: trained from its start, and asked before and after."""
 
-import random
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -9,13 +9,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import set_seed
 
-from examples.miniature.conversations import drawing
-from examples.miniature.evaluation import drawing_accuracy, question_accuracy
 from examples.miniature.language_model import held_out_loss
 from examples.miniature.mixture import Mixture
-from examples.miniature.parts import Parts, digit_tasks
+from examples.miniature.parts import CommonParts
 from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer
-from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, encode_images
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline
 from modeling_rosetta.composition_rosetta import own_modules
 from trainer import RosettaTrainer, train_backbone, train_token_types
 from trainer.lora import lora_config
@@ -25,7 +23,6 @@ from .routing import text_routing, total_variation
 from .starts import Starts
 
 
-NUM_STEPS = 600
 LORA_RANK = 8
 
 
@@ -33,21 +30,20 @@ def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
     """
     Returns:
         `dict`: `before` and `after`, and of averages with the old weights `averaged`, the figures of [`ask`]; the
-        `log` of the training and its `seconds`.
+        text loss after each of the `stages` before; the `log` of the training and its `seconds`.
     """
     began = time.perf_counter()
     start, parts = starts.start(arm.architecture, seed, arm.num_vae_experts), starts.parts(seed)
     model, processor = RosettaForCausalLMAndImageGeneration.from_pretrained(start), parts.processor
     pipeline = RosettaPipeline(model, parts.vae, FlowMatchEulerDiscreteScheduler(), processor)
-    tasks = digit_tasks(processor, parts.train_rows, parts.train_digits, parts.latents)
     set_seed(seed)
     choose_trained(arm, model)
-    num_steps = max(2, round(starts.scale * NUM_STEPS))
+    num_steps = max(2, round(starts.scale * starts.miniature.steps["T2I"]))
     with tempfile.TemporaryDirectory() as folder:
         trainer = stage_trainer(
             arm.id,
             model,
-            Mixture(tasks, dict(arm.ratios), num_steps * SAMPLES_PER_STEP, seed),
+            Mixture(parts.tasks(), dict(arm.ratios), num_steps * SAMPLES_PER_STEP, seed),
             processor.tokenizer.pad_token_id,
             num_steps,
             folder,
@@ -76,6 +72,7 @@ def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
         "before": {**before, "routing": routing.tolist()},
         "after": {**after, "routing": routing_after.tolist()},
         "averaged": averages,
+        "stages": json.loads((start / "stages.json").read_text()),
         "log": log,
         "seconds": time.perf_counter() - began,
     }
@@ -99,32 +96,24 @@ def importance_of(arm: Arm, start: Path) -> str | None:
     return str(start / ("moments" if arm.importance == "moments" else f"{arm.importance}.safetensors"))
 
 
-def ask(trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: Parts) -> dict:
+def ask(trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: CommonParts) -> dict:
     """
-    Held-out text loss in nats a token, flow loss of held-out drawings with the same noise each time, share of
-    questions about held-out digits answered right, and share of drawings recognised.
+    Held-out text loss in nats a token, flow loss of held-out drawings with the same noise each time, and the shares of
+    the miniature's `skills`: of questions about held-out pictures answered right and of drawings recognised.
     """
-    model, digits = pipeline.transformer, parts.held_out_digits
+    model = pipeline.transformer
     model.eval()
     figures = {
         "text loss": held_out_loss(model, parts.held_out_rows),
-        "flow loss": trainer.evaluate(held_out_drawings(parts))["eval_flow_loss"],
-        "questions": question_accuracy(model, parts.processor, digits),
-        "drawings": drawing_accuracy(pipeline, parts.classifier),
+        "flow loss": trainer.evaluate(parts.held_out_drawings())["eval_flow_loss"],
+        **parts.skills(pipeline),
     }
     model.train()
     return figures
 
 
-def held_out_drawings(parts: Parts) -> list[dict]:
-    latents = encode_images(parts.vae, parts.held_out_digits.pixels())
-    choose = random.Random(0)
-    conversations = [drawing(*pair, choose) for pair in zip(latents, parts.held_out_digits.labels, strict=True)]
-    return [parts.processor.training_sample(conversation) for conversation in conversations]
-
-
 @torch.no_grad()
-def averaged(share: float, old: dict, trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: Parts) -> dict:
+def averaged(share: float, old: dict, trainer: RosettaTrainer, pipeline: RosettaPipeline, parts: CommonParts) -> dict:
     """The figures of `share` of the new weights and the rest of the old (WiSE-FT, arXiv 2109.01903), in what serves
     other types than the new one too."""
     model = pipeline.transformer

@@ -1,5 +1,6 @@
 """What all arms of a seed start from: a model that reads and sees, and that has just been given experts to draw."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,17 +10,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import set_seed
 
+from examples.miniature.language_model import held_out_loss
 from examples.miniature.mixture import Mixture
-from examples.miniature.parts import Parts, digit_tasks, make_parts
+from examples.miniature.parts import CommonParts
 from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer
 from modeling_rosetta import RosettaConfig, mount, text_config_from_dense, upcycle
 from modeling_rosetta.repository_rosetta import staged_directory
 from trainer import RosettaDataCollator, train_backbone, train_projectors
 
+from .miniatures import Miniature
+
 
 UNDERSTANDING = {"MMU": 0.8, "LM": 0.2}
 FLOW_LOSS_COEF = 10.0  # as in the quickstart
-STEPS = {"LM": 60, "projectors": 60, "MMU": 500}
 NUM_FISHER_SAMPLES = 400
 
 
@@ -29,28 +32,30 @@ class Starts:
 
     Args:
         folder (`Path`): for all of them.
+        miniature ([`Miniature`]): what they are made of.
         scale (`float`): of the numbers of steps; 1 but in tests.
     """
 
-    def __init__(self, folder: Path, scale: float = 1.0):
-        self.folder, self.scale = folder, scale
-        self._parts: dict[int, Parts] = {}
+    def __init__(self, folder: Path, miniature: Miniature, scale: float = 1.0):
+        self.folder, self.miniature, self.scale = folder, miniature, scale
+        self._parts: dict[int, CommonParts] = {}
 
-    def parts(self, seed: int) -> Parts:
+    def parts(self, seed: int) -> CommonParts:
         if seed not in self._parts:
             file = self.folder / f"parts-{seed}.pt"
             if not file.is_file():
                 set_seed(seed)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(make_parts(seed), file.with_suffix(".new"))
+                torch.save(self.miniature.make_parts(seed), file.with_suffix(".new"))
                 file.with_suffix(".new").replace(file)
             self._parts[seed] = torch.load(file, weights_only=False)
         return self._parts[seed]
 
     def start(self, architecture: str, seed: int, num_vae_experts: int) -> Path:
         """
-        A folder with a model, `moments`, the checkpoint that the stage of understanding has left, and, as files of
-        importances, `fisher.safetensors` and `equal.safetensors`.
+        A folder with a model, `moments`, the checkpoint that the stage of understanding has left, as files of
+        importances `fisher.safetensors` and `equal.safetensors`, and `stages.json`, the held-out text loss after each
+        stage.
         """
         folder = self.folder / f"{architecture}-{num_vae_experts}-{seed}"
         if not folder.is_dir():
@@ -61,7 +66,7 @@ class Starts:
     def _make(self, folder: Path, architecture: str, seed: int, num_vae_experts: int):
         parts = self.parts(seed)
         set_seed(seed)
-        tasks = digit_tasks(parts.processor, parts.train_rows, parts.train_digits, parts.latents)
+        tasks = parts.tasks()
         target = target_config(architecture, num_vae_experts)
         text = target.token_types[0]
         pools = {text["expert_pool"]: target.expert_pools[text["expert_pool"]]}
@@ -69,7 +74,7 @@ class Starts:
         model = upcycle(parts.dense, text_config_from_dense(parts.dense.config, **composition, **parts.token_ids()))
 
         def train(stage: str, ratios: dict[str, float], output_dir: str | Path, **kwargs):
-            num_steps = max(2, round(self.scale * STEPS[stage]))
+            num_steps = max(2, round(self.scale * self.miniature.steps[stage]))
             mixture = Mixture(tasks, ratios, num_steps * SAMPLES_PER_STEP, seed)
             kwargs |= {"maop": False, "seed": seed, "output_dir": output_dir}
             stage_trainer(stage, model, mixture, parts.processor.tokenizer.pad_token_id, num_steps, **kwargs).train()
@@ -81,15 +86,25 @@ class Starts:
             num_experts = target.expert_pools[token_type["expert_pool"]] if is_new else None
             mount(model, token_type, num_experts=num_experts, **kwargs)
 
+        stages = {}
+
+        def ask(stage: str):
+            stages[stage] = held_out_loss(model, parts.held_out_rows)
+
+        ask("upcycled")
         with tempfile.TemporaryDirectory() as runs:
             train("LM", {"LM": 1.0}, f"{runs}/lm", learning_rate=1e-3)
+            ask("LM")
             add("vit", vision_tower=parts.vision_tower)
+            ask("ViT mounted")
             train_projectors(model)
             train("projectors", UNDERSTANDING, f"{runs}/projectors", learning_rate=3e-3)
             train_backbone(model)
             saved = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 10**6}
             num_steps = train("MMU", UNDERSTANDING, f"{runs}/mmu", **saved)
+            ask("MMU")
             shutil.copytree(f"{runs}/mmu/checkpoint-{num_steps}", folder / "moments")
+        (folder / "stages.json").write_text(json.dumps(stages))
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
         save_file({name: torch.ones_like(param) for name, param in named.items()}, folder / "equal.safetensors")
         mixture = Mixture(tasks, UNDERSTANDING, NUM_FISHER_SAMPLES, seed + 1000)

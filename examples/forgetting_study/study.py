@@ -2,10 +2,12 @@
 Does a model forget what it could when it learns to draw? Trains the arms of `arms.yaml` from the same starts, asks
 each what it could before and can after, and writes the results, a JSON file a run. What is there is not trained again.
 
-    python examples/forgetting_study/study.py [--arms TEXT ...] [--seeds 0 1 2] [--output_dir outputs/forgetting_study]
+    python examples/forgetting_study/study.py [--arms TEXT ...] [--seeds 0 1 2] [--miniature emoji]
+        [--output_dir outputs/forgetting_study]
 
 `--arms` takes those whose name, as `--list` prints it, holds one of the texts. Several processes can share an output
-folder: each takes runs that no other has begun.
+folder: each takes runs that no other has begun. `--miniature emoji` has coloured pictures of 333 things
+for digits, and writes to outputs/emoji_study.
 """
 
 import argparse
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from transformers.utils import logging  # noqa: E402
 
 from examples.forgetting_study.arms import Arm, read_arms  # noqa: E402
+from examples.forgetting_study.miniatures import MINIATURES  # noqa: E402
 from examples.forgetting_study.run import run_arm  # noqa: E402
 from examples.forgetting_study.starts import Starts  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
@@ -33,7 +36,8 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=[""], metavar="TEXT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/forgetting_study"))
+    parser.add_argument("--miniature", choices=list(MINIATURES), default="digits")
+    parser.add_argument("--output_dir", type=Path, help="for one miniature; by default its own")
     parser.add_argument("--list", action="store_true", help="print the arms, and train nothing")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; 1 but for a trial")
     options = parser.parse_args(arguments)
@@ -45,10 +49,12 @@ def main(arguments: list[str] | None = None):
         return
     use_one_thread()
     logging.disable_progress_bar()
-    starts = Starts(options.output_dir / "starts", options.scale)
+    miniature = MINIATURES[options.miniature]
+    output_dir = options.output_dir or miniature.output_dir
+    starts = Starts(output_dir / "starts", miniature, options.scale)
     for seed in options.seeds:
         for arm in arms:
-            run_once(arm, seed, starts, options.output_dir / "runs")
+            run_once(arm, seed, starts, output_dir / "runs")
 
 
 def run_once(arm: Arm, seed: int, starts: Starts, folder: Path):

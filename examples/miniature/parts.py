@@ -9,12 +9,13 @@ from diffusers import AutoencoderKLFlux2
 from transformers import Qwen3ForCausalLM
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from modeling_rosetta import RosettaProcessor, encode_images
+from modeling_rosetta import RosettaPipeline, RosettaProcessor, encode_images
 
 from .classifier import DigitClassifier
 from .conversations import all_phrases, drawing, question, sums
 from .digits import IMAGE_SIZE, Digits, load_digits
 from .english import English, load_english
+from .evaluation import drawing_accuracy, question_accuracy
 from .language_model import pack_text, train_language_model
 from .tokenizer import train_tokenizer
 from .vae import train_vae
@@ -33,25 +34,48 @@ PROMPT_DROPOUT = 0.1
 
 
 @dataclass
-class Parts:
-    """The data, split, and the trained parts; the ViT and the VAE are frozen from then on."""
+class CommonParts:
+    """The text, split, the latents of the pictures to train on, and the trained parts; the ViT and the VAE are frozen
+    from then on."""
 
     english: English
     train_rows: torch.Tensor
     held_out_rows: torch.Tensor
-    train_digits: Digits
-    held_out_digits: Digits
     latents: torch.Tensor
     processor: RosettaProcessor
     dense: Qwen3ForCausalLM
     vision_tower: Qwen3VLVisionModel
     vae: AutoencoderKLFlux2
-    classifier: DigitClassifier
 
     def token_ids(self) -> dict[str, int]:
         """What the configuration says of the tokenizer."""
         names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
         return {name: getattr(self.processor, name) for name in names}
+
+
+@dataclass
+class Parts(CommonParts):
+    """The same with the digits, split, and their judge."""
+
+    train_digits: Digits
+    held_out_digits: Digits
+    classifier: DigitClassifier
+
+    def tasks(self) -> dict[str, Callable[[random.Random], dict]]:
+        return digit_tasks(self.processor, self.train_rows, self.train_digits, self.latents)
+
+    def held_out_drawings(self) -> list[dict]:
+        """A training sample for each held-out digit, always the same."""
+        latents, choose = encode_images(self.vae, self.held_out_digits.pixels()), random.Random(0)
+        conversations = [drawing(*pair, choose) for pair in zip(latents, self.held_out_digits.labels, strict=True)]
+        return [self.processor.training_sample(conversation) for conversation in conversations]
+
+    def skills(self, pipeline: RosettaPipeline) -> dict[str, float]:
+        """Shares of questions about held-out digits answered right, and of drawings recognised."""
+        return {
+            "questions": question_accuracy(pipeline.transformer, self.processor, self.held_out_digits),
+            "drawings": drawing_accuracy(pipeline, self.classifier),
+        }
 
 
 def make_parts(seed: int) -> Parts:
@@ -84,17 +108,12 @@ def digit_tasks(
     processor: RosettaProcessor, train_rows: torch.Tensor, digits: Digits, latents: torch.Tensor
 ) -> dict[str, Callable[[random.Random], dict]]:
     """A function for each task, LM, MMU and T2I, that makes a sample of it for a [`~.mixture.Mixture`]."""
-    passages = train_rows.view(-1, 64)  # about as long as the other samples
     made: dict[tuple[int, str], dict] = {}  # each picture is spoken of in ten ways only
 
     def once(i: int, text: str, conversation: list[dict]) -> dict:
         if (i, text) not in made:
             made[i, text] = processor.training_sample(conversation)
         return made[i, text]
-
-    def read(choose: random.Random) -> dict:
-        row = passages[choose.randrange(len(passages))]
-        return {"input_ids": row, "token_type_ids": torch.zeros_like(row), "labels": row}
 
     def see(choose: random.Random) -> dict:
         i = choose.randrange(len(digits.images))
@@ -107,4 +126,15 @@ def digit_tasks(
         sample = once(i, conversation[0]["content"], conversation)
         return processor.drop_prompt(sample) if choose.random() < PROMPT_DROPOUT else sample
 
-    return {"LM": read, "MMU": see, "T2I": paint}
+    return {"LM": reading(train_rows), "MMU": see, "T2I": paint}
+
+
+def reading(rows: torch.Tensor) -> Callable[[random.Random], dict]:
+    """Makes samples of packed text (N, 128)."""
+    passages = rows.view(-1, 64)  # about as long as the other samples
+
+    def read(choose: random.Random) -> dict:
+        row = passages[choose.randrange(len(passages))]
+        return {"input_ids": row, "token_type_ids": torch.zeros_like(row), "labels": row}
+
+    return read

@@ -13,19 +13,29 @@ LEARNING_RATE = 5e-3
 KL_WEIGHT = 1e-3
 
 
-def train_vae(pixels: torch.Tensor, seed: int = 0, num_steps: int = NUM_STEPS) -> AutoencoderKLFlux2:
+def train_vae(
+    pixels: torch.Tensor,
+    seed: int = 0,
+    num_steps: int = NUM_STEPS,
+    channels: tuple[int, ...] = (16, 32),
+    latent_channels: int = 1,
+) -> AutoencoderKLFlux2:
     """
     Trains an autoencoder to reconstruct `pixels` (N, 3, H, W) from a sample of its posterior, with a little of the
     KL divergence from N(0, 1), so that latents near one another decode to images near one another. Then sets the
     statistics that normalise its latents to those of `pixels`, and freezes it.
+
+    Args:
+        channels: of each block; all but the last halve the sides of the image.
+        latent_channels: before four neighbours become one.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKLFlux2(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
-        latent_channels=1,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=pixels.shape[-1],

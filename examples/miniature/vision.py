@@ -15,14 +15,14 @@ from .progress import Progress
 NUM_STEPS = 100
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
-PATCH_SIZE = 4
+PATCHES = 4
 
 
-def image_processor() -> Qwen2VLImageProcessorPil:
-    """Every image becomes 16 x 16 pixels: 4 x 4 patches, which the tower merges into 2 x 2 tokens."""
+def image_processor(image_size: int = IMAGE_SIZE) -> Qwen2VLImageProcessorPil:
+    """Every image becomes 16 x 16 pixels, or another size: 4 x 4 patches, which the tower merges into 2 x 2 tokens."""
     return Qwen2VLImageProcessorPil(
-        patch_size=PATCH_SIZE,
-        size={"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},
+        patch_size=image_size // PATCHES,
+        size={"shortest_edge": image_size**2, "longest_edge": image_size**2},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
@@ -42,23 +42,24 @@ def train_vision_tower(
     frozen.
 
     Args:
-        images: N images to train on, and no others.
+        images: N square images of one size to train on, and no others.
         labels (`torch.LongTensor` of shape `(N,)`)
     """
     torch.manual_seed(seed)
+    processor = image_processor(images[0].width)
     config = Qwen3VLVisionConfig(
         depth=2,
         hidden_size=64,
         intermediate_size=128,
         num_heads=4,
-        patch_size=PATCH_SIZE,
-        num_position_embeddings=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        patch_size=processor.patch_size,
+        num_position_embeddings=PATCHES**2,
         deepstack_visual_indexes=[0],
         out_hidden_size=out_hidden_size,
     )
     tower = Qwen3VLVisionModel._from_config(config)
-    classifier = nn.Linear(out_hidden_size, 10)
-    inputs = image_processor()(images, return_tensors="pt")
+    classifier = nn.Linear(out_hidden_size, int(labels.max()) + 1)
+    inputs = processor(images, return_tensors="pt")
     pixel_values = inputs["pixel_values"].unflatten(0, (len(images), -1))
     optimizer = torch.optim.AdamW([*tower.parameters(), *classifier.parameters()], lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps)

@@ -8,6 +8,7 @@ import torch
 
 from examples.forgetting_study import report, study
 from examples.forgetting_study.arms import read_arms
+from examples.forgetting_study.figures import draw_all
 from examples.forgetting_study.routing import text_routing, total_variation
 from examples.forgetting_study.starts import fisher_diagonal, target_config
 from tests.trainer.tiny_training import record, tiny_model
@@ -73,7 +74,8 @@ def _result(arm, seed, starts):
         "before": before,
         "after": after,
         "averaged": {"0.5": {**after, "text loss": 1.5}},
-        "log": [],
+        "log": [{"loss": 3.0, "step": 20, "flow_loss": 1.23456}, {"eval_loss": 1.0, "step": 20}],
+        "stages": {"upcycled": 3.0, "LM": 2.0, "ViT mounted": 2.0, "MMU": 1.0},
         "seconds": 1.0,
     }
 
@@ -111,8 +113,57 @@ def test_runs_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
     assert "| frozen, 0.5 new |" in said
     assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 1.0]]
     report.main(["--output_dir", str(tmp_path / "again"), "--results", str(tmp_path / "results.json")])
+    assert frozen["dynamics"] == {"step": [20], "flow_loss": [1.2346]} and frozen["stages"]["LM"] == 2.0
     for name in ("frontier.json", "results.md"):
         assert (tmp_path / "again" / name).read_text() == (tmp_path / name).read_text()
+
+
+def _outcome(name, strength, changes, flow_losses):
+    arm = {"name": name, "architecture": "rosetta", "regime": "none", "learning_rate": 1e-3, "num_vae_experts": 6}
+    outcome = {"change": {"text loss": changes}, "after": {"flow loss": flow_losses}, "seeds": [0, 1]}
+    return {"arm": {**arm, "anchor_strength": strength}, **outcome}
+
+
+def test_ratio_of_forgetting():
+    """The anchor that forgets least among those that draw as well as the recipe."""
+    recipe = _outcome("MAOP", None, [4.0, 6.0], [1.0, 1.0])
+    anchors = [
+        _outcome("anchor", 1.0, [2.0, 2.0], [1.0, 1.0]),
+        _outcome("anchor", 10.0, [1.0, 2.0], [1.01, 1.03]),
+        _outcome("anchor", 100.0, [0.1, 0.1], [1.03, 1.03]),
+    ]
+    ratio = report.forgetting_ratio([recipe, *anchors])
+    assert ratio == {"strength": 10.0, "ratio": [4.0, 3.0], "flow loss": [1.01, 1.03]}
+    assert report.forgetting_ratio([recipe, anchors[2]]) is None and report.forgetting_ratio(anchors) is None
+
+
+def test_figures_show_what_their_json_says(tmp_path):
+    """Of a plain arm with its control, another architecture and other numbers of experts."""
+    results = []
+    for architecture, regime, experts in (
+        ("rosetta", "none", 6),
+        ("rosetta", "none", 2),
+        ("rosetta", "replay", 6),
+        ("moe", "none", 6),
+    ):
+        one = _outcome("plain", None, [1.0, 2.0], [0.5, 0.7])
+        one["arm"] |= {"architecture": architecture, "regime": regime, "num_vae_experts": experts}
+        one["after"] |= {"text loss": [2.0, 4.0], "drawings": [0.25, 0.75]}
+        one["stages"] = {"upcycled": 4.0, "LM": 3.0, "ViT mounted": 3.0, "MMU": 1.0}
+        one["dynamics"] = {"step": [20, 40], "flow_loss": [1.5, 1.0], "text_loss": [2.5, 2.0]}
+        one["routing"] = {"before": [[0.5, 0.5]], "after": [[0.25, 0.75]]}
+        results.append(one)
+    draw_all(results, tmp_path)
+    read = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in read)
+    assert read["stages"]["rosetta, none"] == [4.0, 3.0, 3.0, 1.0, 3.0]
+    assert read["frontier"]["plain, 2 experts"] == [[0.6, 1.5]]
+    assert read["experts"] == {
+        "6": {"flow loss": [0.5, 0.7], "drawings": [0.25, 0.75]},
+        "2": {"flow loss": [0.5, 0.7], "drawings": [0.25, 0.75]},
+    }
+    assert read["dynamics"]["text_loss, replay"] == {"plain, replay": [[20, 40], [2.5, 2.0]]}
+    assert set(read["routing_rosetta"]) == {"before", "plain, none", "plain, replay"}
 
 
 def test_unknown_arms(capsys):

@@ -191,3 +191,12 @@ def test_parts_that_do_not_fit_are_refused(pipe):
     )
     with pytest.raises(ValueError, match="latent_patch_size"):
         RosettaPipeline(pipe.transformer, tiny_vae(), pipe.scheduler, processor)
+
+
+def test_latents_are_decoded_as_at_the_end_of_a_call(pipe):
+    latents = draw(pipe, latents=noise())
+    assert torch.equal(pipe.decode_latents(latents, "pt"), draw(pipe, latents=noise(), output_type="pt"))
+    np.testing.assert_array_equal(pipe.decode_latents(latents)[0], draw(pipe, latents=noise(), output_type="pil")[0])
+    blind = RosettaPipeline(pipe.transformer, None, pipe.scheduler, pipe.processor)
+    with pytest.raises(ValueError, match="`vae` must be part of the pipeline"):
+        blind.decode_latents(latents)

@@ -19,6 +19,7 @@ ORDER = [
     "trainer.checks",
     "trainer.html_page",
     "trainer.data",
+    "trainer.evaluation",
     "trainer.figures",
     "trainer.checkpoints",
     "trainer.stages",

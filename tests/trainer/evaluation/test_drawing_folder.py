@@ -1,7 +1,6 @@
 """Prompts of a file become a folder of images: the same whatever kills, ranks and batches there were."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,8 +47,7 @@ def test_each_image_is_what_the_pipeline_draws_from_its_seed(pipe, drawn):
 def test_ranks_draw_the_same(pipe, drawn, tmp_path, monkeypatch):
     num_ranks, counts = 3, []
     for rank in reversed(range(num_ranks)):
-        state = SimpleNamespace(process_index=rank, num_processes=num_ranks, wait_for_everyone=lambda: None)
-        monkeypatch.setattr("trainer.evaluation.drawing.draw.PartialState", lambda state=state: state)
+        monkeypatch.setattr("trainer.evaluation.drawing.draw.rank_and_size", lambda rank=rank: (rank, num_ranks))
         shared = draw_prompts(pipe, PROMPTS, tmp_path, "tiny", batch_size=2, seed=7, settings=SETTINGS)
         counts.append(len(shared.files) - len(shared.missing()))
     assert bytes_of(shared) == bytes_of(drawn) and len({*counts}) == num_ranks
@@ -121,6 +119,8 @@ def test_bad_settings_leave_nothing_behind(pipe, tmp_path):
         draw_prompts(pipe, PROMPTS, tmp_path / "new", "tiny", settings={"height": 50})
     with pytest.raises(ValueError, match="`batch_size` must be a positive integer, got 0"):
         draw_prompts(pipe, PROMPTS, tmp_path / "new", "tiny", batch_size=0)
+    with pytest.raises(ValueError, match="`noise_device` must be 'cpu' or the model's, 'cpu', got 'cuda'"):
+        draw_prompts(pipe, PROMPTS, tmp_path / "new", "tiny", noise_device="cuda")
     assert not (tmp_path / "new").exists()
 
 

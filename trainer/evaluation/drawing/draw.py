@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
-from .drawings import Drawings, save_image
+from ..ranks import gathered, rank_and_size
+from .drawings import Drawings, read_drawing, save_image
 
 
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate")
@@ -50,13 +50,15 @@ def draw_prompts(
 
     Raises:
         ValueError: before anything is drawn, if an argument is not valid, the model does not draw, or the folder holds
-            other drawings.
+            other drawings or broken ones.
     """
     counts = {"num_images_per_prompt": num_images_per_prompt, "batch_size": batch_size}
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
     check_draws(pipe)
+    if noise_device not in ("cpu", pipe.device.type):
+        raise ValueError(f"`noise_device` must be 'cpu' or the model's, '{pipe.device.type}', got {noise_device!r}.")
     images = []
     for index, prompt in enumerate(prompts):
         first = prompt.get("seed", seed + index * num_images_per_prompt)
@@ -72,10 +74,13 @@ def draw_prompts(
         },
     )
     drawings.check_folder()
-    state = PartialState()
+    rank, size = rank_and_size()
+    for file in drawings.files[rank::size]:
+        if file.exists():
+            read_drawing(file)
     pipe.set_progress_bar_config(disable=True)
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    own = batches[state.process_index :: state.num_processes]
+    own = batches[rank::size]
     for number, batch in enumerate(own, 1):
         files = [drawings.folder / image["file"] for image in batch]
         if all(file.exists() for file in files):
@@ -86,8 +91,8 @@ def draw_prompts(
         for image, file in zip(drawn, files, strict=True):
             if not file.exists():
                 save_image(image, file)
-        say(f"Rank {state.process_index}: {number} of {len(own)} batches are drawn.")
-    state.wait_for_everyone()
+        say(f"Rank {rank}: {number} of {len(own)} batches are drawn.")
+    gathered({})  # none goes on before all are done
     return drawings
 
 

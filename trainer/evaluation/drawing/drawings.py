@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from modeling_rosetta.images_rosetta import read_image
+
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +45,7 @@ class Drawings:
                 f"{missing[0].name}: go on drawing with the command that began."
             )
         for drawing in drawings.files:
-            check_image(drawing)
+            read_drawing(drawing)
         return drawings
 
     @property
@@ -90,23 +92,21 @@ class Drawings:
             staged.replace(file)
 
 
+def read_drawing(image) -> Image.Image:
+    """
+    An image, or its file, in RGB.
+
+    Raises:
+        ValueError: if it cannot be read; it names the file.
+    """
+    return read_image(image, f"'{image}'")
+
+
 def save_image(image: Image.Image, file: Path):
     """Whole or not at all."""
     staged = file.with_name(f".{file.name}.saving")
     image.save(staged, "PNG")
     staged.replace(file)
-
-
-def check_image(file: Path):
-    """
-    Raises:
-        ValueError: if it cannot be read as an image.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"'{file}' cannot be read as an image: {error}") from None
 
 
 def _identity(manifest: dict) -> dict:
@@ -125,4 +125,4 @@ def _difference(was, now) -> str:
     return f"{was} and now {now}"
 
 
-__all__ = ["Drawings", "check_image", "save_image"]
+__all__ = ["Drawings", "read_drawing", "save_image"]

@@ -1,0 +1,121 @@
+"""
+How good a model is, on benchmarks by name.
+
+    python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
+    accelerate launch examples/evaluate.py MODEL --tasks ...
+
+MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
+results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
+on where it was. docs/evaluation.md says what each figure means.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoProcessor  # noqa: E402
+from transformers.utils import cached_file, logging  # noqa: E402
+
+from examples.miniature.benchmarks import BENCHMARKS  # noqa: E402
+from examples.miniature.threads import use_one_thread  # noqa: E402
+from modeling_rosetta import RosettaPipeline  # noqa: E402
+from trainer.evaluation import ModelUnderTest, evaluate, library_versions, write_report  # noqa: E402
+
+
+GROUPS = {"miniature": [*BENCHMARKS]}
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help=f"of {[*GROUPS, *BENCHMARKS]}")
+    parser.add_argument("--revision")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
+    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/evaluation"))
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", help="by default the GPU of this process, or the CPU")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    use_one_thread()
+    state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
+    try:
+        tasks = [task_of(name, options.limit) for name in task_names(options.tasks)]
+        model = load(options.model, options.revision, options.device or state.device, options.dtype)
+        run = {
+            "model": options.model,
+            "revision": options.revision,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "device": model.model.device.type,
+        }
+        num_all = {task.key: num for task, num in tasks}
+        results = evaluate(
+            model,
+            [task for task, _ in tasks],
+            options.batch_size,
+            options.output,
+            options.seed,
+            {**run, "seed": options.seed},
+            lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for result in results:
+        result |= {"num_all": num_all[f"{result['task']}--{result['protocol']}"]}
+        result["limit"] = options.limit if result["num_samples"] < result["num_all"] else None
+    if state.is_main_process:
+        run |= {"versions": library_versions(), "num_processes": state.num_processes, "batch_size": options.batch_size}
+        folder = options.model if Path(options.model, "config.json").is_file() else None
+        print(f"\n{write_report(results, run, options.output, folder)}\n\nAll of it is in {options.output}.")
+    state.destroy_process_group()
+
+
+def task_names(given: list[str]) -> list[str]:
+    names = [name for group in given for name in GROUPS.get(group, [group])]
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise ValueError(f"--tasks: there is no {unknown[0]!r}, only {[*GROUPS, *BENCHMARKS]}.")
+    return [*dict.fromkeys(names)]
+
+
+def task_of(name: str, limit: int | None) -> tuple:
+    """A task, perhaps of its first samples only, and how many it has in all."""
+    task = BENCHMARKS[name]()
+    num_all = len(task.samples)
+    if limit is None:
+        return task, num_all
+    if limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}.")
+    return dataclasses.replace(task, samples=task.samples[:limit]), num_all
+
+
+def load(name: str, revision: str | None, device, dtype: str) -> ModelUnderTest:
+    """
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype, None)
+    if torch_dtype is None:
+        raise ValueError(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got {dtype!r}.")
+    try:
+        arguments = {"revision": revision, "trust_remote_code": True}
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **arguments)
+        if cached_file(name, "model_index.json", revision=revision, _raise_exceptions_for_missing_entries=False):
+            pipe = DiffusionPipeline.from_pretrained(name, transformer=model, **arguments)
+        else:
+            pipe = RosettaPipeline(model, None, None, AutoProcessor.from_pretrained(name, **arguments))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"MODEL: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return ModelUnderTest(pipe.to(device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""One command evaluates a model on the miniature's benchmarks and leaves what its card shows."""
+
+import json
+
+import pytest
+
+from examples.evaluate import main
+from examples.miniature import benchmarks
+from examples.miniature.benchmarks import BENCHMARKS
+from hub_upload.card import model_card
+from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
+from trainer.evaluation import Choices, Drawing, Question
+
+
+@pytest.fixture(autouse=True)
+def english_is_read_once(english, monkeypatch):
+    monkeypatch.setattr(benchmarks, "load_english", lambda: english)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pipe = tiny_pipeline()
+    pipe.processor.image_processor.patch_size = pipe.transformer.config.vision_config.patch_size
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as error:
+        main([str(argument) for argument in arguments])
+    assert error.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_command(folder, tmp_path, capsys, monkeypatch):
+    three = {name: lambda make=make: first(make(), 3) for name, make in BENCHMARKS.items()}
+    monkeypatch.setattr("examples.evaluate.BENCHMARKS", three)
+    out = tmp_path / "out"
+    main([str(folder), "--tasks", "miniature", "--output", str(out), "--batch_size", "2"])
+    table = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert [result["task"] for result in results["results"]] == [*BENCHMARKS]
+    assert all(result["num_samples"] == 3 and result["protocol"] == "miniature" for result in results["results"])
+    assert results["versions"]["torch"] and results["model"] == str(folder) and results["num_processes"] == 1
+    assert (out / "results.md").read_text() in table + "\n"
+    card = str(model_card(folder))
+    for name in BENCHMARKS:
+        assert name in table and f"| {name} |" in card
+    main([str(folder), "--tasks", "miniature_question", "--output", str(tmp_path / "part"), "--limit", "1"])
+    assert "1 (the first of 3)" in capsys.readouterr().out
+    assert not (tmp_path / "part" / ".eval_results").exists()
+
+
+def first(task, number):
+    del task.samples[number:]
+    return task
+
+
+def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
+    assert "--tasks: there is no 'mmmlu', only ['miniature'" in fails(capsys, folder, "--tasks", "mmmlu")
+    assert "MODEL: 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
+    assert "--limit must be at least 1" in fails(capsys, folder, "--tasks", "miniature_question", "--limit", 0)
+    assert "--dtype must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
+
+
+def test_benchmarks_ask_what_was_held_out(english):
+    kinds = [type(make().samples[0].request) for make in BENCHMARKS.values()]
+    assert kinds == [Choices, Question, Question, Drawing]
+    digits = benchmarks.load_digits()[1]
+    asked = benchmarks.question().samples
+    assert [sample.answer for sample in asked] == digits.labels.tolist()
+    paragraphs = [" ".join(paragraph.split()) for paragraph in english.held_out]
+    for sample in benchmarks.continuation().samples:
+        own = sample.request.continuations[sample.answer]
+        text = sample.request.prompt + own
+        assert text in paragraphs
+        assert len({*sample.request.continuations}) == 4
+
+
+def test_scores():
+    said = ["Yes, it is.", "no", "yes", "Well."]
+    samples = benchmarks.yes_no().samples  # yes, no, yes, no
+    outcomes = [benchmarks.first_yes_or_no(*pair) for pair in zip(samples, said, strict=False)]
+    assert [outcome["right"] for outcome in outcomes] == [1, 1, 1, 0] and outcomes[3]["missed"]
+    assert benchmarks.f1_of_yes(outcomes) == {"f1": 1.0, "accuracy": 0.75}
+    outcomes[1] = benchmarks.first_yes_or_no(samples[1], "yes")
+    assert benchmarks.f1_of_yes(outcomes) == {"f1": pytest.approx(0.8), "accuracy": 0.5}
+    assert benchmarks.likeliest(benchmarks.continuation().samples[1], [-3.0, -1.0, -2.0, -9.0])["right"] == 1
