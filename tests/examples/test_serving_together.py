@@ -13,6 +13,7 @@ from examples.serving.engine import Engine
 from examples.serving.errors import RequestError
 from examples.serving.metrics import Metrics
 from examples.serving.settings import Settings
+from modeling_rosetta import unmount
 from tests.examples.serving_process import serving_pipeline
 
 
@@ -217,6 +218,20 @@ def test_an_error_is_of_the_request_that_made_it(pipe):
         return await items_of(jobs[1])
 
     assert len(run(pipe, conduct)) == 1
+
+
+def test_a_model_that_does_not_look_at_images_says_why_it_does_not_draw_from_them():
+    blind = serving_pipeline()
+    unmount(blind.transformer, "vit", processor=blind.processor)
+
+    async def conduct(engine):
+        job = DrawingJob(drawing("bolder", 0, image=[picture(9)]))
+        engine.submit(job)
+        with pytest.raises(RequestError, match="no token type of this model embeds from 'pixel_values'") as error:
+            await items_of(job)
+        return error.value.param
+
+    assert run(blind, conduct) == "image"
 
 
 def test_a_step_that_fails_fails_its_requests_and_the_engine_goes_on(pipe, monkeypatch):

@@ -1,4 +1,4 @@
-"""What engines that run diffusers' pipelines call: SGLang's diffusers backend, and vllm-omni's diffusers load format."""
+"""What engines call that run diffusers' pipelines: SGLang's diffusers backend, vllm-omni's diffusers load format."""
 
 import inspect
 import json
