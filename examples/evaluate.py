@@ -2,7 +2,10 @@
 How good a model is, on benchmarks by name.
 
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
-    accelerate launch examples/evaluate.py MODEL --tasks ...
+    accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
+
+`table1` are the language and understanding tasks of the paper's Table 1 in the authors' protocol, of data sets in
+DATA; examples/generate_images.py draws what its other half scores.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
@@ -26,16 +29,34 @@ from transformers.utils import cached_file, logging  # noqa: E402
 from examples.miniature.benchmarks import BENCHMARKS  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
 from modeling_rosetta import RosettaPipeline  # noqa: E402
-from trainer.evaluation import ModelUnderTest, evaluate, library_versions, write_report  # noqa: E402
+from trainer.evaluation import (  # noqa: E402
+    ModelUnderTest,
+    Task,
+    evaluate,
+    library_versions,
+    table1,  # noqa: E402
+    write_report,
+)
 
 
-GROUPS = {"miniature": [*BENCHMARKS]}
+GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1]}
+NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1]
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help=f"of {[*GROUPS, *BENCHMARKS]}")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="a folder with one for each data set of Table 1"
+    )
+    parser.add_argument("--allow_code", action="store_true", help="run the programs that the model writes (mbpp)")
+    parser.add_argument(
+        "--authors_bugs",
+        type=int,
+        metavar="RANKS",
+        help="show beside each figure of Table 1 what the bugs of the authors' evaluation on so many ranks make of it",
+    )
     parser.add_argument("--revision")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/evaluation"))
@@ -48,18 +69,18 @@ def main(arguments: list[str] | None = None):
     use_one_thread()
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     try:
-        tasks = [task_of(name, options.limit) for name in task_names(options.tasks)]
+        names = task_names(options.tasks)
         model = load(options.model, options.revision, options.device or state.device, options.dtype)
+        tasks = [task_of(name, options, model.pipe.processor.tokenizer) for name in names]
         run = {
             "model": options.model,
             "revision": options.revision,
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "device": model.model.device.type,
         }
-        num_all = {task.key: num for task, num in tasks}
         results = evaluate(
             model,
-            [task for task, _ in tasks],
+            [first(task, options.limit) for task in tasks],
             options.batch_size,
             options.output,
             options.seed,
@@ -68,9 +89,9 @@ def main(arguments: list[str] | None = None):
         )
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for result in results:
-        result |= {"num_all": num_all[f"{result['task']}--{result['protocol']}"]}
-        result["limit"] = options.limit if result["num_samples"] < result["num_all"] else None
+    for task, result in zip(tasks, results, strict=True):
+        result["num_all"] = len(task.samples)
+        result["limit"] = options.limit if result["num_samples"] < len(task.samples) else None
     if state.is_main_process:
         run |= {"versions": library_versions(), "num_processes": state.num_processes, "batch_size": options.batch_size}
         folder = options.model if Path(options.model, "config.json").is_file() else None
@@ -80,21 +101,25 @@ def main(arguments: list[str] | None = None):
 
 def task_names(given: list[str]) -> list[str]:
     names = [name for group in given for name in GROUPS.get(group, [group])]
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise ValueError(f"--tasks: there is no {unknown[0]!r}, only {[*GROUPS, *BENCHMARKS]}.")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise ValueError(f"--tasks: there is no {unknown[0]!r}, only {', '.join(NAMES)}.")
     return [*dict.fromkeys(names)]
 
 
-def task_of(name: str, limit: int | None) -> tuple:
-    """A task, perhaps of its first samples only, and how many it has in all."""
-    task = BENCHMARKS[name]()
-    num_all = len(task.samples)
+def task_of(name: str, options, tokenizer) -> Task:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]()
+    task = table1.load(name, options.data, tokenizer, options.allow_code)
+    return task if options.authors_bugs is None else table1.with_authors_bugs(task, options.authors_bugs)
+
+
+def first(task: Task, limit: int | None) -> Task:
+    """Of its first samples, if not of all."""
     if limit is None:
-        return task, num_all
+        return task
     if limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}.")
-    return dataclasses.replace(task, samples=task.samples[:limit]), num_all
+    return dataclasses.replace(task, samples=task.samples[:limit])
 
 
 def load(name: str, revision: str | None, device, dtype: str) -> ModelUnderTest:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from PIL import Image
 from transformers import set_seed
 
 
@@ -58,38 +59,40 @@ def main():
     image_processor().save_pretrained(folder / "vision_tower")
     train_vae(digits.pixels(), options.seed, **steps).save_pretrained(folder / "vae")
 
-    write_records(english.train, digits, folder)
-    write_records(english.held_out, held_out_digits, folder / "held_out")
+    for paragraphs, part, where in (
+        (english.train, digits, folder),
+        (english.held_out, held_out_digits, folder / "held_out"),
+    ):
+        choose = random.Random(0)
+        questions = [choose.choice(questions_and_answers(label)) for label in part.labels]
+        choose = random.Random(1)
+        captions = [choose.choice(drawing_prompts(label)) for label in part.labels]
+        write_records(where, paragraphs, part.images, questions, captions)
     print(f"The inputs of the miniature recipes are in {folder}.")
 
 
-def write_records(paragraphs: list[str], digits, folder: Path):
+def write_records(
+    folder: Path,
+    paragraphs: list[str],
+    images: list[Image.Image],
+    questions: list[tuple[str, str]],
+    captions: list[str],
+):
+    """Of each image a question with its answer, and a caption."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    for number, (image, (question, answer)) in enumerate(zip(images, questions, strict=True)):
+        image.save(folder / "images" / f"{number}.png")
+        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    write_lines(folder / "questions.jsonl", records)
     write_lines(folder / "english.jsonl", ({"text": text} for text in paragraphs))
-    write_lines(folder / "questions.jsonl", write_questions(digits, folder / "images"))
-    write_drawings(digits, folder / "drawings.parquet")
+    features = Features({"image": ImageFeature(), "caption": Value("string")})
+    Dataset.from_dict({"image": images, "caption": captions}, features).to_parquet(folder / "drawings.parquet")
 
 
 def write_lines(file: Path, records):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def write_questions(digits, folder: Path) -> list[dict]:
-    """Saves each digit to `folder`; returns a question about each as a record of LLaVA's format."""
-    choose, records = random.Random(0), []
-    for number, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
-        image.save(folder / f"{number}.png")
-        question, answer = choose.choice(questions_and_answers(label))
-        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
-    return records
-
-
-def write_drawings(digits, file: Path):
-    choose = random.Random(1)
-    captions = [choose.choice(drawing_prompts(label)) for label in digits.labels]
-    features = Features({"image": ImageFeature(), "caption": Value("string")})
-    Dataset.from_dict({"image": digits.images, "caption": captions}, features).to_parquet(file)
 
 
 if __name__ == "__main__":

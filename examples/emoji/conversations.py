@@ -21,16 +21,20 @@ def drawing_prompts(emoji: Emoji, picture: Picture) -> list[str]:
     return [prompt.format(thing=emoji.name + tone, colour=list(COLOURS)[picture.colour]) for prompt in PROMPTS]
 
 
-def drawing(latents: torch.Tensor, emoji: Emoji, picture: Picture, choose: random.Random) -> list[dict]:
-    """A conversation in which the picture, given as latents (C, h, w), is drawn, after one of its prompts; every
-    fourth names a keyword too."""
+def caption(emoji: Emoji, picture: Picture, choose: random.Random) -> str:
+    """One of a picture's prompts; every fourth time one that names a keyword too."""
     prompts = drawing_prompts(emoji, picture)
     prompt = choose.choice(prompts)
     if emoji.keywords and choose.random() < 0.25:
         thing, colour = prompts[0].rsplit(" on ", 1)
         prompt = WITH_KEYWORD.format(thing=thing, keyword=choose.choice(emoji.keywords), colour=colour)
+    return prompt
+
+
+def drawing(latents: torch.Tensor, emoji: Emoji, picture: Picture, choose: random.Random) -> list[dict]:
+    """A conversation in which the picture, given as latents (C, h, w), is drawn."""
     return [
-        {"role": "user", "content": prompt},
+        {"role": "user", "content": caption(emoji, picture, choose)},
         {"role": "assistant", "content": [{"type": "latents", "latents": latents}]},
     ]
 

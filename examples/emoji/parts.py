@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -27,7 +28,7 @@ from .conversations import (
     question_and_answer,
     sentences,
 )
-from .pictures import IMAGE_SIZE, Pictures, load_pictures
+from .pictures import IMAGE_SIZE, PACKAGES, Pictures, load_pictures
 
 
 VOCAB_SIZE = 2048
@@ -113,10 +114,10 @@ class EmojiParts(CommonParts):
         return sum(answer.strip() == right for answer, (_, right) in zip(given, asked, strict=True)) / len(asked)
 
 
-def make_parts(seed: int) -> EmojiParts:
-    """Makes them all, in a few minutes; fetches the pictures unless they are there."""
+def make_parts(seed: int, folder: Path = PACKAGES) -> EmojiParts:
+    """Makes them all, in a few minutes; the packages with the pictures are in `folder`, or fetched to it."""
     english = load_english()
-    train, held_out = load_pictures()
+    train, held_out = load_pictures(folder)
     tokenizer = train_tokenizer([*english.train, *all_phrases(train.emoji)], VOCAB_SIZE)
     train_rows, held_out_rows = (pack_text(tokenizer, text) for text in (english.train, english.held_out))
     print(f"{len(train.pictures)} pictures of {len(train.emoji)} emoji; {len(held_out.pictures)} held out")

@@ -5,9 +5,9 @@ each what it could before and can after, and writes the results, a JSON file a r
     python examples/forgetting_study/study.py [--arms TEXT ...] [--seeds 0 1 2] [--miniature emoji]
         [--output_dir outputs/forgetting_study]
 
-`--arms` takes those whose name, as `--list` prints it, holds one of the texts. Several processes can share an output
-folder: each takes runs that no other has begun. `--miniature emoji` has coloured pictures of 333 things
-for digits, and writes to outputs/emoji_study.
+`--arms` takes those of such a name as `--list` prints, and, for a text that is no whole name, those whose name holds
+it. Several processes can share an output folder: each takes runs that no other has begun. `--miniature emoji` has
+coloured pictures of 333 things for digits, and writes to outputs/emoji_study.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--list", action="store_true", help="print the arms, and train nothing")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; 1 but for a trial")
     options = parser.parse_args(arguments)
-    arms = [arm for arm in read_arms(ARMS) if any(text in arm.id for text in options.arms)]
+    arms = chosen(read_arms(ARMS), options.arms)
     if not arms:
         parser.error(f"--arms: no arm has one of {options.arms} in its name; --list prints them")
     if options.list:
@@ -55,6 +55,12 @@ def main(arguments: list[str] | None = None):
     for seed in options.seeds:
         for arm in arms:
             run_once(arm, seed, starts, output_dir / "runs")
+
+
+def chosen(arms: list[Arm], texts: list[str]) -> list[Arm]:
+    """Those named by one of the texts: by all of their name, or, where a text is no arm's whole name, by a part."""
+    names = {arm.id for arm in arms}
+    return [arm for arm in arms if any(arm.id == text if text in names else text in arm.id for text in texts)]
 
 
 def run_once(arm: Arm, seed: int, starts: Starts, folder: Path):

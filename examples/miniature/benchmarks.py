@@ -3,9 +3,11 @@
 import re
 
 import numpy as np
+import torch
 from PIL import Image
 
-from trainer.evaluation import Choices, Drawing, Question, Sample, Task
+from trainer.evaluation import Choices, Drawing, Question, Sample, Task, accuracy
+from trainer.evaluation.drawing.frechet import frechet_distance
 
 from .classifier import DigitClassifier
 from .conversations import drawing_prompts, question_only, questions_and_answers, read_answer
@@ -61,17 +63,25 @@ def yes_no() -> Task:
 
 
 def drawing() -> Task:
-    """Drawings that a classifier recognises, and the Frechet distance of its features to held-out scans."""
+    """Drawings that a classifier recognises, and the Frechet distance of its features to those of held-out scans."""
     train, held_out = load_digits()
     classifier = DigitClassifier(train)
+    reference = torch.from_numpy(classifier.features(held_out.images))
     settings = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
     asked = [(digit, prompt) for digit in range(10) for prompt in DRAWINGS_PER_PROMPT * drawing_prompts(digit)]
     samples = [Sample(str(i), Drawing(prompt, i, settings), digit) for i, (digit, prompt) in enumerate(asked)]
 
     def score(sample: Sample, image: Image.Image) -> dict:
-        return {"right": int(classifier.predict([image])[0] == sample.answer)}
+        right = int(classifier.predict([image])[0] == sample.answer)
+        return {"right": right, "features": classifier.features([image])[0].tolist()}
 
-    return Task("miniature_drawing", PROTOCOL, samples, score)
+    def metrics(outcomes: list[dict]) -> dict[str, float]:
+        if len(outcomes) < 2:  # of which there is no covariance
+            return accuracy(outcomes)
+        features = torch.tensor([outcome["features"] for outcome in outcomes], dtype=torch.float64)
+        return {**accuracy(outcomes), "frechet_distance": frechet_distance(features, reference)}
+
+    return Task("miniature_drawing", PROTOCOL, samples, score, metrics)
 
 
 def likeliest(sample: Sample, likelihoods: list[float]) -> dict:
@@ -100,8 +110,7 @@ def f1_of_yes(outcomes: list[dict]) -> dict[str, float]:
     """The F1 of "yes", then accuracy."""
     hits = sum(outcome["said"] == outcome["asked"] == "yes" for outcome in outcomes)
     said, asked = (sum(outcome[key] == "yes" for outcome in outcomes) for key in ("said", "asked"))
-    accuracy = sum(outcome["right"] for outcome in outcomes) / len(outcomes)
-    return {"f1": 2 * hits / (said + asked) if said + asked else 0.0, "accuracy": accuracy}
+    return {"f1": 2 * hits / (said + asked) if said + asked else 0.0, **accuracy(outcomes)}
 
 
 BENCHMARKS = {

@@ -17,6 +17,10 @@ class DigitClassifier:
         """The digit on each of N images of any size, white on black: (N,)."""
         return self.svc.predict(np.stack([image_to_scan(image).ravel() for image in images]))
 
+    def features(self, images: list[Image.Image]) -> np.ndarray:
+        """How far each image is on the side of each digit: (N, 10)."""
+        return self.svc.decision_function(np.stack([image_to_scan(image).ravel() for image in images]))
+
     def accuracy(self, images: list[Image.Image], labels: np.ndarray) -> float:
         """Share of the images recognised as the digit they should show."""
         return float((self.predict(images) == labels).mean())

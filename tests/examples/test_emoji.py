@@ -1,14 +1,18 @@
 """The miniature of emoji, on a stand-in of its packages: what is held out, said and judged, and a whole arm."""
 
 import hashlib
+import json
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen3ForCausalLM
 
+from examples import make_emoji_data
 from examples.emoji import package, parts
 from examples.emoji.classifier import EmojiClassifier, ground_colours
 from examples.emoji.conversations import (
@@ -196,3 +200,21 @@ def test_an_arm_of_emoji(emoji_parts, tmp_path):
         assert {"text loss", "flow loss", "questions", "names", "kinds", "yes or no", "drawings"} <= figures.keys()
     assert result["before"]["flow loss"] != result["after"]["flow loss"]
     assert result["before"]["text loss"] != result["after"]["text loss"]
+
+
+def test_what_the_recipes_start_from(emoji_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_emoji_data, "make_parts", lambda seed, packages: emoji_parts)
+    make_emoji_data.main(["--output_dir", str(tmp_path)])
+    assert "CC BY 4.0" in (tmp_path / "NOTICE.txt").read_text()
+    for folder, pictures in ((tmp_path, emoji_parts.train), (tmp_path / "held_out", emoji_parts.probes)):
+        drawings = Dataset.from_parquet(str(folder / "drawings.parquet"), cache_dir=str(tmp_path / "cache"))
+        questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+        assert len(drawings) == len(questions) == len(pictures.pictures)
+        for picture, drawn, asked in zip(pictures.pictures, drawings, questions, strict=True):
+            name = pictures.emoji[picture.emoji].name
+            assert name in drawn["caption"] and np.array_equal(drawn["image"], picture.image)
+            said, answer = (turn["value"] for turn in asked["conversations"])
+            assert {"What is it?": answer == name, f"Is there any {name}?": answer == "yes"}.get(said[8:], True)
+            assert np.array_equal(Image.open(folder / "images" / asked["image"]), picture.image)
+    assert AutoTokenizer.from_pretrained(tmp_path / "dense").vocab_size > 0
+    assert AutoImageProcessor.from_pretrained(tmp_path / "vision_tower").patch_size == 8

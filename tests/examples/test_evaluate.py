@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import scipy
 
 from examples.evaluate import main
 from examples.miniature import benchmarks
 from examples.miniature.benchmarks import BENCHMARKS
+from examples.miniature.digits import image_to_scan
 from hub_upload.card import model_card
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
 from trainer.evaluation import Choices, Drawing, Question
@@ -58,9 +61,12 @@ def first(task, number):
 
 
 def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
-    assert "--tasks: there is no 'mmmlu', only ['miniature'" in fails(capsys, folder, "--tasks", "mmmlu")
+    assert "--tasks: there is no 'mmmlu', only miniature, table1" in fails(capsys, folder, "--tasks", "mmmlu")
     assert "MODEL: 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
     assert "--limit must be at least 1" in fails(capsys, folder, "--tasks", "miniature_question", "--limit", 0)
+    assert "`data`: nowhere/pope is no folder; it must hold coco_pope_SUBSET.json" in fails(
+        capsys, folder, "--tasks", "pope", "--data", "nowhere"
+    )
     assert "--dtype must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
 
 
@@ -76,6 +82,24 @@ def test_benchmarks_ask_what_was_held_out(english):
         text = sample.request.prompt + own
         assert text in paragraphs
         assert len({*sample.request.continuations}) == 4
+
+
+def test_the_frechet_distance_of_drawings_is_that_of_their_features():
+    task, (train, held_out) = benchmarks.drawing(), benchmarks.load_digits()
+    drawn = train.images[:40]
+    outcomes = [task.score(sample, image) for sample, image in zip(task.samples, drawn, strict=False)]
+    svc = benchmarks.DigitClassifier(train).svc
+    features, reference = (
+        svc.decision_function(np.stack([image_to_scan(image).ravel() for image in images]))
+        for images in (drawn, held_out.images)
+    )
+    root = scipy.linalg.sqrtm(np.cov(features.T) @ np.cov(reference.T)).real
+    direct = ((features.mean(0) - reference.mean(0)) ** 2).sum()
+    direct += np.trace(np.cov(features.T) + np.cov(reference.T) - 2 * root)
+    metrics = task.metrics(outcomes)
+    assert metrics["frechet_distance"] == pytest.approx(direct, abs=1e-6)
+    right = sum(svc.predict([image_to_scan(image).ravel()])[0] == i // 20 for i, image in enumerate(drawn))
+    assert metrics["accuracy"] == right / 40
 
 
 def test_scores():

@@ -41,7 +41,7 @@ def test_table_3(name, architecture):
     assert stage.architecture == architecture and training.output_dir == f"outputs/{architecture}/{name}"
 
 
-@pytest.mark.parametrize("folder", [".", "miniature"])
+@pytest.mark.parametrize("folder", [".", "miniature", "emoji"])
 def test_each_stage_starts_from_the_one_before(folder):
     recipes = [read(f"{folder}/{name}", "--architecture=mot") for name in STAGES]
     for (_, _, before), (stage, _, _) in zip(recipes, recipes[1:], strict=False):
@@ -55,10 +55,11 @@ def test_only_the_joint_stage_has_another_schedule():
     assert read("3_mmu")[2].lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 
+@pytest.mark.parametrize("folder", ["miniature", "emoji"])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_miniature_differs_in_sizes_only(name):
+def test_a_miniature_differs_in_sizes_only(name, folder):
     full, full_sources, full_training = read(name)
-    stage, sources, training = read(f"miniature/{name}")
+    stage, sources, training = read(f"{folder}/{name}")
     for field in ("stage", "architecture", "train", "prompt_dropout"):
         assert getattr(stage, field) == getattr(full, field)
     for field in ("lr_scheduler_type", "maop", "weight_decay", "decay_all_parameters", "max_grad_norm", "adam_beta2"):

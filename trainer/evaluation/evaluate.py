@@ -149,7 +149,7 @@ def fingerprint(task: Task) -> str:
     """Of the samples of a task and what they ask, without their images."""
     digest = hashlib.sha256()
     for sample in task.samples:
-        prompt = sample.request.prompt
+        prompt: str | list = sample.request.prompt
         if not isinstance(prompt, str):
             prompt = [
                 item if isinstance(item, str) else item.get("text", item["type"])

@@ -28,7 +28,7 @@ class ModelUnderTest:
     def __init__(self, pipe, is_in_step: bool = False):
         self.pipe, self.model, self.vae = pipe, pipe.transformer, pipe.vae
         self.is_in_step = is_in_step or any(isinstance(p, DTensor) for p in self.model.parameters())
-        self._processors = {None: pipe.processor}
+        self._processors: dict = {None: pipe.processor}
 
     def processor(self, image_layout: str | None = None):
         """
