@@ -79,7 +79,8 @@ def evaluate_drawing(
 ) -> dict:
     """
     As [`draw_and_score`], with what is said of a task as [`~trainer.evaluation.evaluate`] says it. `seed` is of the
-    bootstrap, too, and `settings` are those of the pipeline. The Frechet distance has no interval: its `low` and `high` are `None`.
+    bootstrap, too, and `settings` are those of the pipeline. The Frechet distance has no interval: its `low` and
+    `high` are `None`.
     """
     outcomes, distance = draw_and_score(pipe, task, model, batch_size, output_dir, seed, say)
     told = Task(task.name, task.protocol, [], None, task.metrics, dataset=task.dataset, remarks=task.remarks)
