@@ -4,6 +4,7 @@ from .card import model_card
 from .checkpoint_conversion import convert, revert
 from .checkpoint_upcycling import upcycle_checkpoint
 from .publication import push
+from .space import push_space
 from .state_dict_conversion import convert_state_dict, revert_state_dict
 from .verification import verify
 
@@ -13,6 +14,7 @@ __all__ = [
     "convert_state_dict",
     "model_card",
     "push",
+    "push_space",
     "revert",
     "revert_state_dict",
     "upcycle_checkpoint",

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from . import card, checkpoint_conversion, checkpoint_upcycling, publication, verification
+from . import card, checkpoint_conversion, checkpoint_upcycling, publication, space, verification
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0; 1 after an error that is the user's to mend; 130 if stopped."""
     parser = argparse.ArgumentParser(prog="python -m hub_upload", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (checkpoint_conversion, checkpoint_upcycling, card, publication, verification):
+    for module in (checkpoint_conversion, checkpoint_upcycling, card, publication, space, verification):
         module.add_command(commands)
     options = parser.parse_args(arguments)
     try:

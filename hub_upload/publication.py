@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from .card import add_facts, facts_of
 from .fresh_process import load_as_a_stranger
 from .hub_errors import ADVICE, hub_errors
-from .release import CARD, Release, belongs, prepared_release
+from .release import CARD, belongs, prepared_release
 
 
 @dataclass
@@ -113,14 +114,14 @@ def push(
         if is_full:
             destination(repo_id, token, only_looks=dry_run)
         with hub_errors(f"Looking at {repo_id}"):
-            remote = _look(api, repo_id, revision)
-        changes = _compare(prepared, remote)
+            remote = look(api, repo_id, revision)
+        changes = compare(prepared.operations, remote, belongs)
         _check_remote(repo_id, revision, remote, changes, private, parent_commit, release)
 
         print("Loading the release in a fresh process without the project ...", flush=True)
         print(f"It answers and draws: {load_as_a_stranger(prepared.folder)}")
         with hub_errors("Having the card's metadata checked"):
-            _check_metadata(api, prepared.folder / CARD)
+            check_metadata(api, prepared.folder / CARD)
         print(f"{repo_id} at {revision}, upon {remote.head or 'a new repository'}:\n{changes}", flush=True)
         if dry_run:
             print("A dry run: nothing was sent.")
@@ -129,7 +130,7 @@ def push(
         with hub_errors(f"Uploading to {repo_id}"):
             if remote.head is None:
                 api.create_repo(repo_id, private=private, exist_ok=True)
-                remote = _look(api, repo_id, revision)
+                remote = look(api, repo_id, revision)
             if not remote.has_branch:
                 api.create_branch(repo_id, branch=revision, revision=remote.head, exist_ok=True)
             # No .gitignore may thin out a release.
@@ -154,9 +155,9 @@ def push(
     return commit
 
 
-def _check_metadata(api: HfApi, card: Path):
+def check_metadata(api: HfApi, card: Path, repo_type: str = "model"):
     """As `ModelCard.validate`, which in huggingface_hub 1 asks huggingface.co whatever the endpoint."""
-    body = {"repoType": "model", "content": card.read_text(encoding="utf-8")}
+    body = {"repoType": repo_type, "content": card.read_text(encoding="utf-8")}
     response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
     if response.status_code == 400:
         raise ValueError(response.text)
@@ -195,28 +196,30 @@ def destination(repo_id: str, token: str | None = None, *, only_looks: bool = Fa
     return repo_id
 
 
-def _look(api: HfApi, repo_id: str, revision: str) -> Remote:
+def look(api: HfApi, repo_id: str, revision: str, repo_type: str = "model") -> Remote:
+    """The repository as it is."""
     try:
-        main = api.model_info(repo_id)
+        main = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         return Remote()
     try:
-        head, has_branch = api.model_info(repo_id, revision=revision).sha, True
+        head, has_branch = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha, True
     except RevisionNotFoundError:
         head, has_branch = main.sha, False
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=head)
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
     files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     return Remote(head, bool(main.private), has_branch, tags, files)
 
 
-def _compare(prepared: Release, remote: Remote) -> Changes:
+def compare(operations: list[CommitOperationAdd], remote: Remote, belongs: Callable[[str], bool]) -> Changes:
+    """What the operations change; what `belongs` to a push and is not in this one is removed."""
     changes = Changes([], [], [], [])
-    for operation in prepared.operations:
+    for operation in operations:
         there = remote.files.get(operation.path_in_repo)
         kind = changes.new if there is None else changes.same if _is_same(operation, there) else changes.changed
         kind.append(operation.path_in_repo)
-    sent = {operation.path_in_repo for operation in prepared.operations}
+    sent = {operation.path_in_repo for operation in operations}
     changes.removed = sorted(path for path in remote.files if belongs(path) and path not in sent)
     return changes
 
@@ -276,4 +279,4 @@ def _run(options: argparse.Namespace):
     push(options.folder, options.repo_id, **given, **facts_of(options))
 
 
-__all__ = ["add_command", "destination", "push"]
+__all__ = ["add_command", "check_metadata", "compare", "destination", "look", "push"]

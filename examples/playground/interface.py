@@ -116,6 +116,7 @@ def _chat(pipe, sees: bool, questions: tuple[tuple[str, str | None], ...]):
             if sees or image is None
         ],
         cache_examples=False,
+        api_name="chat",
     )
 
 

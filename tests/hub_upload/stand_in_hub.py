@@ -1,8 +1,9 @@
 """
 A Hub over loopback that holds everything in memory, speaks what huggingface_hub speaks, and fails when it is told to.
 
-Its repositories have commits, each a whole tree; branches and tags point at commits. The token "write" may do
-everything, "read" may not change anything, any other is unknown. Both are of "someone".
+Its repositories have commits, each a whole tree; branches and tags point at commits. The ids of Spaces
+begin with "spaces/". The token "write" may do everything, "read" may not change anything, any other is unknown. Both
+are of "someone".
 """
 
 import base64
@@ -20,6 +21,8 @@ import yaml
 
 
 LFS_SUFFIXES = (".safetensors", ".png")
+SPACE_SDKS = {"gradio", "docker", "static"}
+SPACE_COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 PIPELINE_TAGS = {"text-generation", "image-text-to-text", "text-to-image", "any-to-any"}
 
 
@@ -169,6 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _route(self, path: str):
+        path = re.sub("^/api/spaces/", "/api/models/spaces/", path)
         for command, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in command:
@@ -210,13 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, me)
 
     def _validate_yaml(self):
-        errors = metadata_errors(json.loads(self.body)["content"])
+        asked = json.loads(self.body)
+        errors = {"model": metadata_errors, "space": space_errors}[asked["repoType"]](asked["content"])
         raise _Answer(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
 
     def _create(self):
         self._needs_write()
         asked = json.loads(self.body)
         repo = f"{asked.get('organization') or 'someone'}/{asked['name']}"
+        if asked.get("type") == "space":
+            if asked.get("sdk") not in SPACE_SDKS:
+                raise _Answer(400, "a Space needs an SDK")
+            repo = f"spaces/{repo}"
         if repo in self.hub.repositories:
             raise _Answer(409, {"error": "exists", "url": f"{self.hub.url}/{repo}"})
         self.hub.create(repo, asked.get("visibility") == "private" or asked.get("private") is True)
@@ -226,7 +235,16 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit(repo, revision)
         siblings = [{"rfilename": path} for path in commit.tree]
         private = self._repository(repo).private
-        raise _Answer(200, {"id": repo, "sha": commit.oid, "private": private, "siblings": siblings, "tags": []})
+        raise _Answer(
+            200,
+            {
+                "id": repo.removeprefix("spaces/"),
+                "sha": commit.oid,
+                "private": private,
+                "siblings": siblings,
+                "tags": [],
+            },
+        )
 
     def _refs(self, repo: str):
         def refs(kind: str, targets: dict[str, str]) -> list[dict]:
@@ -378,7 +396,21 @@ def metadata_errors(card: str) -> list[str]:
     return errors
 
 
-_REPO, _REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
+def space_errors(card: str) -> list[str]:
+    """What the Hub has against the metadata of a Space, as far as it is known without the Hub."""
+    metadata = yaml.safe_load(card.split("---")[1])
+    errors = [f'"{name}" is required' for name in ("title", "sdk", "sdk_version", "app_file") if name not in metadata]
+    if metadata.get("sdk") not in SPACE_SDKS:
+        errors.append(f'"sdk": {metadata.get("sdk")}')
+    if not re.fullmatch(r"\d+\.\d+\.\d+", str(metadata.get("sdk_version"))):
+        errors.append(f'"sdk_version": {metadata.get("sdk_version")}')
+    errors += [f'"{n}": {metadata[n]}' for n in ("colorFrom", "colorTo") if metadata.get(n, "red") not in SPACE_COLORS]
+    if len(metadata.get("short_description", "")) > 60:
+        errors.append('"short_description" has more than 60 characters')
+    return errors
+
+
+_REPO, _REVISION = r"(?P<repo>(?:spaces/)?[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
 ROUTES = [
     (["GET"], "/api/whoami-v2", _Handler._whoami),
     (["POST"], "/api/validate-yaml", _Handler._validate_yaml),
