@@ -4,8 +4,10 @@ How good a model is, on benchmarks by name.
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
     accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
 
-`table1` are the language and understanding tasks of the paper's Table 1 in the authors' protocol, of data sets in
-DATA; examples/generate_images.py draws what its other half scores.
+    accelerate launch examples/evaluate.py MODEL --tasks prompts --prompts FILE --judges hps=HPS_v2.1_compressed.pt
+
+`table1` are the tasks of the paper's Table 1 in the authors' protocol, of data sets in DATA. What is drawn is kept in
+DIR, with a manifest of its seeds.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
@@ -37,10 +39,16 @@ from trainer.evaluation import (  # noqa: E402
     table1,  # noqa: E402
     write_report,
 )
+from trainer.evaluation.drawing import Judges  # noqa: E402
+from trainer.evaluation.drawing import tasks as drawing_tasks  # noqa: E402
+from trainer.evaluation.drawing.draw import check_draws  # noqa: E402
+from trainer.evaluation.drawing.evaluate import evaluate_drawing  # noqa: E402
+from trainer.evaluation.drawing.tasks import DRAWING_TASK_NAMES, DRAWING_TASKS, DrawingTask  # noqa: E402
 
 
-GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1]}
-NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1]
+PROMPTS = "prompts"  # the task of one's own
+GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1, *DRAWING_TASKS]}
+NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASK_NAMES, PROMPTS]
 
 
 def main(arguments: list[str] | None = None):
@@ -57,6 +65,17 @@ def main(arguments: list[str] | None = None):
         metavar="RANKS",
         help="show beside each figure of Table 1 what the bugs of the authors' evaluation on so many ranks make of it",
     )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="what the task `prompts` draws")
+    parser.add_argument(
+        "--judges",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of drawings, such as clip=FOLDER, hps=FILE; docs/evaluation.md has them all",
+    )
+    parser.add_argument("--reference", type=Path, help="folder of images or file of statistics that FID is taken to")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="of drawings by judges")
+    parser.add_argument("--guidance_scale", type=float, default=5.0, help="of drawings by judges")
     parser.add_argument("--revision")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/evaluation"))
@@ -71,27 +90,28 @@ def main(arguments: list[str] | None = None):
     try:
         names = task_names(options.tasks)
         model = load(options.model, options.revision, options.device or state.device, options.dtype)
-        tasks = [task_of(name, options, model.pipe.processor.tokenizer) for name in names]
+        judges = Judges.named(options.judges, str(options.device or state.device))
+        tasks = [task_of(name, options, model.pipe.processor.tokenizer, judges) for name in names]
+        asked, drawn = ([task for task in tasks if isinstance(task, kind)] for kind in (Task, DrawingTask))
+        if drawn:
+            check_draws(model.pipe)
         run = {
             "model": options.model,
             "revision": options.revision,
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "device": model.model.device.type,
         }
+        common = (options.batch_size, options.output, options.seed)
         results = evaluate(
-            model,
-            [first(task, options.limit) for task in tasks],
-            options.batch_size,
-            options.output,
-            options.seed,
-            {**run, "seed": options.seed},
-            lambda line: print(line, file=sys.stderr, flush=True),
+            model, [first(task, options.limit) for task in asked], *common, {**run, "seed": options.seed}, tell
         )
+        for task in drawn:
+            results.append(evaluate_drawing(model.pipe, first(task, options.limit), options.model, *common, tell))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for task, result in zip(tasks, results, strict=True):
-        result["num_all"] = len(task.samples)
-        result["limit"] = options.limit if result["num_samples"] < len(task.samples) else None
+    for task, result in zip([*asked, *drawn], results, strict=True):
+        result["num_all"] = task.num_samples
+        result["limit"] = options.limit if result["num_samples"] < task.num_samples else None
     if state.is_main_process:
         run |= {"versions": library_versions(), "num_processes": state.num_processes, "batch_size": options.batch_size}
         folder = options.model if Path(options.model, "config.json").is_file() else None
@@ -106,19 +126,38 @@ def task_names(given: list[str]) -> list[str]:
     return [*dict.fromkeys(names)]
 
 
-def task_of(name: str, options, tokenizer) -> Task:
+def tell(line: str):
+    print(line, file=sys.stderr, flush=True)
+
+
+def task_of(name: str, options, tokenizer, judges: Judges) -> Task | DrawingTask:
     if name in BENCHMARKS:
         return BENCHMARKS[name]()
+    if name == PROMPTS or name in DRAWING_TASK_NAMES:
+        return drawing_task_of(name, options, judges)
     task = table1.load(name, options.data, tokenizer, options.allow_code)
     return task if options.authors_bugs is None else table1.with_authors_bugs(task, options.authors_bugs)
 
 
-def first(task: Task, limit: int | None) -> Task:
-    """Of its first samples, if not of all."""
+def drawing_task_of(name: str, options, judges: Judges) -> DrawingTask:
+    if name in DRAWING_TASK_NAMES:
+        task = drawing_tasks.load(name, options.data, judges, options.reference)
+    elif options.prompts is None:
+        raise ValueError(f"--prompts: the task {PROMPTS!r} needs a file of them.")
+    else:
+        task = drawing_tasks.own_prompts(options.prompts, judges, options.reference)
+    steps = {"num_inference_steps": options.num_inference_steps, "guidance_scale": options.guidance_scale}
+    return dataclasses.replace(task, settings={**task.settings, **steps})
+
+
+def first(task: Task | DrawingTask, limit: int | None) -> Task | DrawingTask:
+    """Of its first samples, or prompts, if not of all."""
     if limit is None:
         return task
     if limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}.")
+    if isinstance(task, DrawingTask):
+        return dataclasses.replace(task, prompts=task.prompts[:limit])
     return dataclasses.replace(task, samples=task.samples[:limit])
 
 

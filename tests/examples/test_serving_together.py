@@ -13,6 +13,7 @@ from examples.serving.engine import Engine
 from examples.serving.errors import RequestError
 from examples.serving.metrics import Metrics
 from examples.serving.settings import Settings
+from modeling_rosetta import unmount
 from tests.examples.serving_process import serving_pipeline
 
 
@@ -190,7 +191,7 @@ def test_an_answer_ends_before_a_stop_string_and_says_nothing_of_it(pipe, length
 
 def test_who_leaves_is_computed_no_further(pipe):
     async def conduct(engine):
-        left, kept = DrawingJob(drawing("x", 0, num_inference_steps=50_000)), DrawingJob(drawings()[0])
+        left, kept = DrawingJob(drawing("x", 0, num_inference_steps=20_000)), DrawingJob(drawings()[0])
         answer = AnswerJob(batch_of(pipe, conversation(pipe, "x")), sampling(100_000), 1)
         for job in (left, answer):
             engine.submit(job)
@@ -217,6 +218,20 @@ def test_an_error_is_of_the_request_that_made_it(pipe):
         return await items_of(jobs[1])
 
     assert len(run(pipe, conduct)) == 1
+
+
+def test_a_model_that_does_not_look_at_images_says_why_it_does_not_draw_from_them():
+    blind = serving_pipeline()
+    unmount(blind.transformer, "vit", processor=blind.processor)
+
+    async def conduct(engine):
+        job = DrawingJob(drawing("bolder", 0, image=[picture(9)]))
+        engine.submit(job)
+        with pytest.raises(RequestError, match="no token type of this model embeds from 'pixel_values'") as error:
+            await items_of(job)
+        return error.value.param
+
+    assert run(blind, conduct) == "image"
 
 
 def test_a_step_that_fails_fails_its_requests_and_the_engine_goes_on(pipe, monkeypatch):
