@@ -16,6 +16,7 @@ from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import with_latents
+from .data.each_once import REPEATED, EvenlyShared, WithoutNothing
 from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
@@ -146,6 +147,18 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         return self._stream_loader
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As transformers', but on several ranks no sample is dealt twice."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if self.args.world_size == 1 or not hasattr(dataset, "__len__"):
+            return super().get_eval_dataloader(eval_dataset)
+        collator, self.data_collator = self.data_collator, WithoutNothing(self.data_collator, dataset)
+        try:
+            return super().get_eval_dataloader(EvenlyShared(dataset, self.args.world_size * self.args.eval_batch_size))
+        finally:
+            self.data_collator = collator
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before
@@ -312,7 +325,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         Raises:
             ValueError: if there is nothing to predict in `inputs`, or pixels come without a VAE.
         """
-        inputs = with_latents(inputs, self.vae)
+        inputs = dict(with_latents(inputs, self.vae))
+        is_repeated = inputs.pop(REPEATED, False)
         targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
@@ -339,7 +353,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             balance = self.model.config.router_aux_loss_coef * outputs.aux_loss
             loss = micro_batches * (loss - balance) + balance
         figures = self._training_figures if model.training else self._evaluation_figures
-        figures.add_batch(inputs, outputs, own_counts, counts)
+        if not is_repeated:
+            figures.add_batch(inputs, outputs, own_counts, counts)
         if model.training:
             loss = spread_nonfinite(loss)
         return (loss, outputs) if return_outputs else loss

@@ -94,12 +94,14 @@ def test_drawings_are_judged(folder, tmp_path, capsys):
 
 def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
     assert "--tasks: there is no 'mmmlu', only miniature, table1" in fails(capsys, folder, "--tasks", "mmmlu")
-    assert "MODEL: 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
+    assert "The model 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
     assert "--limit must be at least 1" in fails(capsys, folder, "--tasks", "miniature_question", "--limit", 0)
     assert "`data`: nowhere/pope is no folder; it must hold coco_pope_SUBSET.json" in fails(
         capsys, folder, "--tasks", "pope", "--data", "nowhere"
     )
-    assert "--dtype must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
+    stock = ("--protocol", "stock", "--tasks", "arc_challenge", "ai2d")
+    assert "'ai2d' has no stock task in lm-eval, only ['mmlu'" in fails(capsys, folder, *stock)
+    assert "`dtype` must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
 
 
 def test_benchmarks_ask_what_was_held_out(english):
