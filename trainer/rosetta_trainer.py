@@ -16,7 +16,7 @@ from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import with_latents
-from .data.each_once import REPEATED, EvenlyShared, WithoutNothing
+from .data.each_once import REPEATED, each_once
 from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
@@ -150,15 +150,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As transformers', but on several ranks no sample is dealt twice."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        if self.args.world_size == 1 or not hasattr(dataset, "__len__"):
-            return super().get_eval_dataloader(eval_dataset)
-        collator, self.data_collator = self.data_collator, WithoutNothing(self.data_collator, dataset)
-        try:
-            return super().get_eval_dataloader(EvenlyShared(dataset, self.args.world_size * self.args.eval_batch_size))
-        finally:
-            self.data_collator = collator
+        with each_once(self, eval_dataset) as shared:
+            return super().get_eval_dataloader(shared)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before

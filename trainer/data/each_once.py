@@ -1,5 +1,7 @@
 """An evaluation on several ranks, in which each sample counts once."""
 
+import contextlib
+
 from torch.utils.data import Dataset
 
 
@@ -43,4 +45,20 @@ class WithoutNothing:
         return dict(self.collator(there)) if there else {**self.collator([self.dataset[0]]), REPEATED: True}
 
 
-__all__ = ["REPEATED", "EvenlyShared", "WithoutNothing"]
+@contextlib.contextmanager
+def each_once(trainer, eval_dataset):
+    """The data set to evaluate on as it is to be dealt to the ranks of a trainer, whose collator knows of it while it
+    makes the loader. A stream is dealt as it is."""
+    dataset = trainer.eval_dataset if eval_dataset is None else eval_dataset
+    dataset = trainer.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+    if trainer.args.world_size == 1 or not hasattr(dataset, "__len__"):
+        yield eval_dataset
+        return
+    collator, trainer.data_collator = trainer.data_collator, WithoutNothing(trainer.data_collator, dataset)
+    try:
+        yield EvenlyShared(dataset, trainer.args.world_size * trainer.args.eval_batch_size)
+    finally:
+        trainer.data_collator = collator
+
+
+__all__ = ["REPEATED", "EvenlyShared", "WithoutNothing", "each_once"]
