@@ -3,12 +3,11 @@ How good a model is, on benchmarks by name.
 
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
     accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
-
     accelerate launch examples/evaluate.py MODEL --tasks prompts --prompts FILE --judges hps=HPS_v2.1_compressed.pt
 
 `table1` are the tasks of the paper's Table 1 in the authors' protocol, of data sets in DATA. What is drawn is kept in
-DIR, with a manifest of its seeds. With `--protocol stock` the language tasks are lm-eval's own, which compare with
-other models' figures.
+DIR, with a manifest of its seeds. With `--protocol stock` the language tasks are lm-eval's own and drawings are
+drawn and scored as is usual elsewhere, which compares with other models' figures.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
@@ -34,13 +33,13 @@ from trainer.evaluation.drawing import Judges  # noqa: E402
 from trainer.evaluation.drawing import tasks as drawing_tasks  # noqa: E402
 from trainer.evaluation.drawing.draw import check_draws  # noqa: E402
 from trainer.evaluation.drawing.evaluate import evaluate_drawing  # noqa: E402
-from trainer.evaluation.drawing.tasks import DRAWING_TASK_NAMES, DRAWING_TASKS, DrawingTask  # noqa: E402
+from trainer.evaluation.drawing.tasks import DRAWING_TASKS, DrawingTask  # noqa: E402
 from trainer.evaluation.loading import load_model_under_test  # noqa: E402
 
 
 PROMPTS = "prompts"  # the task of one's own
 GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1, *DRAWING_TASKS]}
-NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASK_NAMES, PROMPTS]
+NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASKS, PROMPTS]
 
 
 def main(arguments: list[str] | None = None):
@@ -134,15 +133,15 @@ def tell(line: str):
 def task_of(name: str, options, tokenizer, judges: Judges) -> Task | DrawingTask:
     if name in BENCHMARKS:
         return BENCHMARKS[name]()
-    if name == PROMPTS or name in DRAWING_TASK_NAMES:
+    if name == PROMPTS or name in DRAWING_TASKS:
         return drawing_task_of(name, options, judges)
     task = table1.load(name, options.data, tokenizer, options.allow_code)
     return task if options.authors_bugs is None else table1.with_authors_bugs(task, options.authors_bugs)
 
 
 def drawing_task_of(name: str, options, judges: Judges) -> DrawingTask:
-    if name in DRAWING_TASK_NAMES:
-        task = drawing_tasks.load(name, options.data, judges, options.reference)
+    if name in DRAWING_TASKS:
+        task = drawing_tasks.load(name, options.data, judges, options.protocol, options.reference)
     elif options.prompts is None:
         raise ValueError(f"--prompts: the task {PROMPTS!r} needs a file of them.")
     else:
