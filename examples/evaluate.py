@@ -3,11 +3,11 @@ How good a model is, on benchmarks by name.
 
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
     accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
-
     accelerate launch examples/evaluate.py MODEL --tasks prompts --prompts FILE --judges hps=HPS_v2.1_compressed.pt
 
 `table1` are the tasks of the paper's Table 1 in the authors' protocol, of data sets in DATA. What is drawn is kept in
-DIR, with a manifest of its seeds.
+DIR, with a manifest of its seeds. With `--protocol stock` the language tasks are lm-eval's own and drawings are
+drawn and scored as is usual elsewhere, which compares with other models' figures.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
@@ -24,37 +24,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoProcessor  # noqa: E402
-from transformers.utils import cached_file, logging  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 from examples.miniature.benchmarks import BENCHMARKS  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
-from modeling_rosetta import RosettaPipeline  # noqa: E402
-from trainer.evaluation import (  # noqa: E402
-    ModelUnderTest,
-    Task,
-    evaluate,
-    library_versions,
-    table1,  # noqa: E402
-    write_report,
-)
+from trainer.evaluation import Task, evaluate, library_versions, table1, write_report  # noqa: E402
 from trainer.evaluation.drawing import Judges  # noqa: E402
 from trainer.evaluation.drawing import tasks as drawing_tasks  # noqa: E402
 from trainer.evaluation.drawing.draw import check_draws  # noqa: E402
 from trainer.evaluation.drawing.evaluate import evaluate_drawing  # noqa: E402
-from trainer.evaluation.drawing.tasks import DRAWING_TASK_NAMES, DRAWING_TASKS, DrawingTask  # noqa: E402
+from trainer.evaluation.drawing.tasks import DRAWING_TASKS, DrawingTask  # noqa: E402
+from trainer.evaluation.loading import load_model_under_test  # noqa: E402
 
 
 PROMPTS = "prompts"  # the task of one's own
 GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1, *DRAWING_TASKS]}
-NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASK_NAMES, PROMPTS]
+NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASKS, PROMPTS]
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--protocol", choices=["authors", "stock"], default="authors", help="of Table 1's tasks")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="a folder with one for each data set of Table 1"
     )
@@ -89,9 +81,12 @@ def main(arguments: list[str] | None = None):
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     try:
         names = task_names(options.tasks)
-        model = load(options.model, options.revision, options.device or state.device, options.dtype)
-        judges = Judges.named(options.judges, str(options.device or state.device))
-        tasks = [task_of(name, options, model.pipe.processor.tokenizer, judges) for name in names]
+        device = options.device or state.device
+        model = load_model_under_test(options.model, device, options.dtype, options.revision)
+        judges = Judges.named(options.judges, str(device))
+        stock = [name for name in names if options.protocol == "stock" and name in table1.TABLE1]
+        own = [name for name in names if name not in stock]
+        tasks = [task_of(name, options, model.pipe.processor.tokenizer, judges) for name in own]
         asked, drawn = ([task for task in tasks if isinstance(task, kind)] for kind in (Task, DrawingTask))
         if drawn:
             check_draws(model.pipe)
@@ -107,11 +102,16 @@ def main(arguments: list[str] | None = None):
         )
         for task in drawn:
             results.append(evaluate_drawing(model.pipe, first(task, options.limit), options.model, *common, tell))
+        for task, result in zip([*asked, *drawn], results, strict=True):
+            result["num_all"] = task.num_samples
+        if stock:
+            from trainer.evaluation.lm_harness import stock_results
+
+            results += stock_results(model, stock, options.limit, options.batch_size, options.allow_code)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for task, result in zip([*asked, *drawn], results, strict=True):
-        result["num_all"] = task.num_samples
-        result["limit"] = options.limit if result["num_samples"] < task.num_samples else None
+    for result in results:
+        result["limit"] = options.limit if result["num_samples"] < result["num_all"] else None
     if state.is_main_process:
         run |= {"versions": library_versions(), "num_processes": state.num_processes, "batch_size": options.batch_size}
         folder = options.model if Path(options.model, "config.json").is_file() else None
@@ -133,15 +133,15 @@ def tell(line: str):
 def task_of(name: str, options, tokenizer, judges: Judges) -> Task | DrawingTask:
     if name in BENCHMARKS:
         return BENCHMARKS[name]()
-    if name == PROMPTS or name in DRAWING_TASK_NAMES:
+    if name == PROMPTS or name in DRAWING_TASKS:
         return drawing_task_of(name, options, judges)
     task = table1.load(name, options.data, tokenizer, options.allow_code)
     return task if options.authors_bugs is None else table1.with_authors_bugs(task, options.authors_bugs)
 
 
 def drawing_task_of(name: str, options, judges: Judges) -> DrawingTask:
-    if name in DRAWING_TASK_NAMES:
-        task = drawing_tasks.load(name, options.data, judges, options.reference)
+    if name in DRAWING_TASKS:
+        task = drawing_tasks.load(name, options.data, judges, options.protocol, options.reference)
     elif options.prompts is None:
         raise ValueError(f"--prompts: the task {PROMPTS!r} needs a file of them.")
     else:
@@ -159,26 +159,6 @@ def first(task: Task | DrawingTask, limit: int | None) -> Task | DrawingTask:
     if isinstance(task, DrawingTask):
         return dataclasses.replace(task, prompts=task.prompts[:limit])
     return dataclasses.replace(task, samples=task.samples[:limit])
-
-
-def load(name: str, revision: str | None, device, dtype: str) -> ModelUnderTest:
-    """
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype, None)
-    if torch_dtype is None:
-        raise ValueError(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got {dtype!r}.")
-    try:
-        arguments = {"revision": revision, "trust_remote_code": True}
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **arguments)
-        if cached_file(name, "model_index.json", revision=revision, _raise_exceptions_for_missing_entries=False):
-            pipe = DiffusionPipeline.from_pretrained(name, transformer=model, **arguments)
-        else:
-            pipe = RosettaPipeline(model, None, None, AutoProcessor.from_pretrained(name, **arguments))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"MODEL: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return ModelUnderTest(pipe.to(device))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,17 @@ def test_ranks_share_the_scores(drawn, data, judges, monkeypatch):
             found = evaluate._shared(function, 4)
         return found
 
+    done = []
+
     def scored(some):
+        done.extend(some)
         files, records = [drawings.files[i] for i in some], [drawings.records[i] for i in some]
         return [outcome["clip_score"] for outcome in task.scores[0](files, records)]
 
-    alone, together = evaluate._shared(scored, 4), of_three_ranks(scored)
-    assert together == pytest.approx(alone, abs=1e-6) and len({*alone}) == 4
+    directly = clip_scores(drawings.files, CAPTIONS, judges.of_prompts)
+    assert evaluate._shared(scored, 4) == pytest.approx(directly, abs=1e-6) and len({*directly}) == 4
+    done.clear()
+    assert of_three_ranks(scored) == pytest.approx(directly, abs=1e-6) and sorted(done) == [0, 1, 2, 3]
 
 
 def test_coco_as_it_is_elsewhere(data, judges):

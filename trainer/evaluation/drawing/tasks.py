@@ -20,9 +20,7 @@ AUTHORS, STOCK, OWN = "authors", "stock", "own"
 COMPBENCH_CATEGORIES = ("color", "shape", "texture")
 COMPBENCH_IMAGES = 10  # of a prompt in the benchmark's own protocol; the authors draw one
 COCO_PROMPTS = 30_000
-# By name; with `_stock` behind it, in the protocol that is usual elsewhere.
 DRAWING_TASKS = ("coco", *(f"t2i_compbench_{category}" for category in COMPBENCH_CATEGORIES))
-DRAWING_TASK_NAMES = (*DRAWING_TASKS, *(f"{name}_{STOCK}" for name in DRAWING_TASKS))
 # Of files of drawings and the records of their prompts an outcome each.
 Score = Callable[[list[Path], list[dict]], list[dict]]
 
@@ -132,17 +130,16 @@ def t2i_compbench(data: Path, judges: Judges, category: str, protocol: str = AUT
     )
 
 
-def load(name: str, data: Path, judges: Judges, reference: Path | None = None) -> DrawingTask:
+def load(name: str, data: Path, judges: Judges, protocol: str, reference: Path | None = None) -> DrawingTask:
     """
-    One of `DRAWING_TASK_NAMES`.
+    One of `DRAWING_TASKS`.
 
     Raises:
         ValueError: if its data is missing or of another format, or a judge cannot be loaded.
     """
-    protocol = STOCK if name.endswith(STOCK) else AUTHORS
-    if name.startswith("coco"):
+    if name == "coco":
         return coco(data, judges, protocol, reference)
-    return t2i_compbench(data, judges, name.removeprefix("t2i_compbench_").removesuffix(f"_{STOCK}"), protocol)
+    return t2i_compbench(data, judges, name.removeprefix("t2i_compbench_"), protocol)
 
 
 def own_prompts(file: Path, judges: Judges, reference: Path | None = None) -> DrawingTask:
@@ -254,7 +251,6 @@ OBJECTS = "Objects are found by another detector than GenEval's: the figures do 
 
 __all__ = [
     "DRAWING_TASKS",
-    "DRAWING_TASK_NAMES",
     "DrawingTask",
     "coco",
     "load",
