@@ -154,8 +154,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             return super().get_eval_dataloader(shared)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before
-        that (`enable_jit_checkpoint`).
+        """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before.
 
         Raises:
             ValueError: before any work, if there is no such checkpoint, if something was changed that cannot be, or if
@@ -302,9 +301,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         for group in self.optimizer.param_groups:
             group["maop_enabled"] = not self.is_shielding
         # The scheduler moves on before they are logged.
-        self._learning_rates = {
-            group.get("name", index): group["lr"] for index, group in enumerate(self.optimizer.param_groups)
-        }
+        groups = enumerate(self.optimizer.param_groups)
+        self._learning_rates = {group.get("name", index): group["lr"] for index, group in groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._training_figures.add_to_mean("loss", loss * self.current_gradient_accumulation_steps)
         return loss.nan_to_num(0.0, 0.0, 0.0)
@@ -387,8 +385,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             if self._expert_figures is not None:
                 logs.update(self._expert_figures.read(self.accelerator))
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
-                figures = self._plain_optimizer.maop_figures()
-                logs.update({f"maop_{name}": figure for name, figure in figures.items()})
+                logs.update({f"maop_{name}": x for name, x in self._plain_optimizer.maop_figures().items()})
         super().log(logs, start_time)
 
     def _noise_seed(self, *key) -> int:
