@@ -3,7 +3,7 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart evaluate app test test-lowest test-ray style benchmark
+.PHONY: quickstart evaluate app test test-lowest test-ray style benchmark lmms-eval
 
 # Trains a miniature in the paper's three stages and draws with it; see outputs/quickstart.
 quickstart: $(VENV)/installed
@@ -43,6 +43,17 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/data_and_experts.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/inference.py
+
+# lmms-eval as it can be installed: its own requirements would replace torch and bring torchvision, which breaks
+# AutoProcessor beside torch's CPU build, and it does not start beside filelock 4.
+lmms-eval: .venv-lmms/installed
+
+.venv-lmms/installed: setup.cfg $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) "filelock <4" loguru tenacity \
+		--editable ".[train,hub,evaluation,test]"
+	.venv-lmms/bin/python -m pip install --quiet --no-deps "lmms-eval ==0.7.3"
+	touch $@
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

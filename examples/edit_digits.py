@@ -52,9 +52,10 @@ from modeling_rosetta import (  # noqa: E402
 from trainer import train_backbone  # noqa: E402
 
 
-RATIOS = {"edit": 0.5, "tell": 0.17, "ask": 0.15, "T2I": 0.05, "MMU": 0.08, "LM": 0.05}
-NUM_STEPS, NUM_ASKED = 1300, 100
-DRAWING = {"num_inference_steps": 20, "guidance_scale": 2.0}
+RATIOS = {"edit": 0.6, "tell": 0.13, "ask": 0.13, "T2I": 0.04, "MMU": 0.06, "LM": 0.04}
+NUM_STEPS, NUM_ASKED = 3500, 100
+EDITING = {"num_inference_steps": 20, "guidance_scale": 1.0}  # a picture says all that there is to say
+ANSWERING = {"num_inference_steps": 20, "guidance_scale": 2.0}
 
 
 def evaluate(pipeline: RosettaPipeline, classifier: DigitClassifier, held_out) -> tuple[dict, dict]:
@@ -64,11 +65,11 @@ def evaluate(pipeline: RosettaPipeline, classifier: DigitClassifier, held_out) -
     figures, shown = {}, {"originals": images[:8]}
     for text in (*EXACT, NEXT):
         generator = torch.Generator().manual_seed(1)
-        drawn = pipeline([text] * len(images), image=list(images), generator=generator, **DRAWING).images
+        drawn = pipeline([text] * len(images), image=list(images), generator=generator, **EDITING).images
         right = edited_right(drawn, images, text) if text in EXACT else classifier.accuracy(drawn, (labels + 1) % 10)
         figures[text], shown[text] = right, drawn[:8]
 
-    asked = {"max_new_tokens": 12, "max_images": 1, **DRAWING}
+    asked = {"max_new_tokens": 12, "max_images": 1, **ANSWERING}
     generator = torch.Generator().manual_seed(2)
     told = pipeline.answer([tell_prompt(i % 10) for i in range(NUM_ASKED)], generator=generator, **asked)
     is_word = [read_answer(_text(message)) == i % 10 for i, message in enumerate(told)]
@@ -77,7 +78,7 @@ def evaluate(pipeline: RosettaPipeline, classifier: DigitClassifier, held_out) -
     shown["a word and a drawing"] = [image for message in told[:8] for image in _drawings(message)]
 
     first = [[{"role": "user", "content": ANY}]] * NUM_ASKED
-    drawn = pipeline.answer(first, generator=generator, min_images=1, **{**asked, "guidance_scale": 1.0})
+    drawn = pipeline.answer(first, generator=generator, min_images=1, **asked)
     second = [[*talk, message, {"role": "user", "content": ASK}] for talk, message in zip(first, drawn, strict=True)]
     said = pipeline.answer(second, **{**asked, "max_images": 0})
     right = [read_answer(_text(s)) == _digit(d, classifier) for s, d in zip(said, drawn, strict=True)]

@@ -3,9 +3,11 @@ How good a model is, on benchmarks by name.
 
     python examples/evaluate.py MODEL --tasks miniature [--limit N] [--output DIR] [--batch_size N]
     accelerate launch examples/evaluate.py MODEL --tasks table1 --data DATA --allow_code
+    accelerate launch examples/evaluate.py MODEL --tasks prompts --prompts FILE --judges hps=HPS_v2.1_compressed.pt
 
-`table1` are the language and understanding tasks of the paper's Table 1 in the authors' protocol, of data sets in
-DATA; examples/generate_images.py draws what its other half scores.
+`table1` are the tasks of the paper's Table 1 in the authors' protocol, of data sets in DATA. What is drawn is kept in
+DIR, with a manifest of its seeds. With `--protocol stock` the language tasks are lm-eval's own and drawings are
+drawn and scored as is usual elsewhere, which compares with other models' figures.
 
 MODEL is a folder or a Hub id. DIR gets `results.json`, the table `results.md`, the outcome of each sample, and the
 results in the Hub's format, which a MODEL that is a folder gets too, for its card. An evaluation that was ended goes
@@ -22,31 +24,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoProcessor  # noqa: E402
-from transformers.utils import cached_file, logging  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 from examples.miniature.benchmarks import BENCHMARKS  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
-from modeling_rosetta import RosettaPipeline  # noqa: E402
-from trainer.evaluation import (  # noqa: E402
-    ModelUnderTest,
-    Task,
-    evaluate,
-    library_versions,
-    table1,  # noqa: E402
-    write_report,
-)
+from trainer.evaluation import Task, evaluate, library_versions, table1, write_report  # noqa: E402
+from trainer.evaluation.drawing import Judges  # noqa: E402
+from trainer.evaluation.drawing import tasks as drawing_tasks  # noqa: E402
+from trainer.evaluation.drawing.draw import check_draws  # noqa: E402
+from trainer.evaluation.drawing.evaluate import evaluate_drawing  # noqa: E402
+from trainer.evaluation.drawing.tasks import DRAWING_TASKS, DrawingTask  # noqa: E402
+from trainer.evaluation.loading import load_model_under_test  # noqa: E402
 
 
-GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1]}
-NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1]
+PROMPTS = "prompts"  # the task of one's own
+GROUPS = {"miniature": [*BENCHMARKS], "table1": [*table1.TABLE1, *DRAWING_TASKS]}
+NAMES = [*GROUPS, *BENCHMARKS, *table1.TABLE1, *DRAWING_TASKS, PROMPTS]
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--protocol", choices=["authors", "stock"], default="authors", help="of Table 1's tasks")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="a folder with one for each data set of Table 1"
     )
@@ -57,6 +57,17 @@ def main(arguments: list[str] | None = None):
         metavar="RANKS",
         help="show beside each figure of Table 1 what the bugs of the authors' evaluation on so many ranks make of it",
     )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="what the task `prompts` draws")
+    parser.add_argument(
+        "--judges",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of drawings, such as clip=FOLDER, hps=FILE; docs/evaluation.md has them all",
+    )
+    parser.add_argument("--reference", type=Path, help="folder of images or file of statistics that FID is taken to")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="of drawings by judges")
+    parser.add_argument("--guidance_scale", type=float, default=5.0, help="of drawings by judges")
     parser.add_argument("--revision")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("outputs/evaluation"))
@@ -70,28 +81,37 @@ def main(arguments: list[str] | None = None):
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     try:
         names = task_names(options.tasks)
-        model = load(options.model, options.revision, options.device or state.device, options.dtype)
-        tasks = [task_of(name, options, model.pipe.processor.tokenizer) for name in names]
+        device = options.device or state.device
+        model = load_model_under_test(options.model, device, options.dtype, options.revision)
+        judges = Judges.named(options.judges, str(device))
+        stock = [name for name in names if options.protocol == "stock" and name in table1.TABLE1]
+        own = [name for name in names if name not in stock]
+        tasks = [task_of(name, options, model.pipe.processor.tokenizer, judges) for name in own]
+        asked, drawn = ([task for task in tasks if isinstance(task, kind)] for kind in (Task, DrawingTask))
+        if drawn:
+            check_draws(model.pipe)
         run = {
             "model": options.model,
             "revision": options.revision,
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "device": model.model.device.type,
         }
+        common = (options.batch_size, options.output, options.seed)
         results = evaluate(
-            model,
-            [first(task, options.limit) for task in tasks],
-            options.batch_size,
-            options.output,
-            options.seed,
-            {**run, "seed": options.seed},
-            lambda line: print(line, file=sys.stderr, flush=True),
+            model, [first(task, options.limit) for task in asked], *common, {**run, "seed": options.seed}, tell
         )
+        for task in drawn:
+            results.append(evaluate_drawing(model.pipe, first(task, options.limit), options.model, *common, tell))
+        for task, result in zip([*asked, *drawn], results, strict=True):
+            result["num_all"] = task.num_samples
+        if stock:
+            from trainer.evaluation.lm_harness import stock_results
+
+            results += stock_results(model, stock, options.limit, options.batch_size, options.allow_code)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for task, result in zip(tasks, results, strict=True):
-        result["num_all"] = len(task.samples)
-        result["limit"] = options.limit if result["num_samples"] < len(task.samples) else None
+    for result in results:
+        result["limit"] = options.limit if result["num_samples"] < result["num_all"] else None
     if state.is_main_process:
         run |= {"versions": library_versions(), "num_processes": state.num_processes, "batch_size": options.batch_size}
         folder = options.model if Path(options.model, "config.json").is_file() else None
@@ -106,40 +126,39 @@ def task_names(given: list[str]) -> list[str]:
     return [*dict.fromkeys(names)]
 
 
-def task_of(name: str, options, tokenizer) -> Task:
+def tell(line: str):
+    print(line, file=sys.stderr, flush=True)
+
+
+def task_of(name: str, options, tokenizer, judges: Judges) -> Task | DrawingTask:
     if name in BENCHMARKS:
         return BENCHMARKS[name]()
+    if name == PROMPTS or name in DRAWING_TASKS:
+        return drawing_task_of(name, options, judges)
     task = table1.load(name, options.data, tokenizer, options.allow_code)
     return task if options.authors_bugs is None else table1.with_authors_bugs(task, options.authors_bugs)
 
 
-def first(task: Task, limit: int | None) -> Task:
-    """Of its first samples, if not of all."""
+def drawing_task_of(name: str, options, judges: Judges) -> DrawingTask:
+    if name in DRAWING_TASKS:
+        task = drawing_tasks.load(name, options.data, judges, options.protocol, options.reference)
+    elif options.prompts is None:
+        raise ValueError(f"--prompts: the task {PROMPTS!r} needs a file of them.")
+    else:
+        task = drawing_tasks.own_prompts(options.prompts, judges, options.reference)
+    steps = {"num_inference_steps": options.num_inference_steps, "guidance_scale": options.guidance_scale}
+    return dataclasses.replace(task, settings={**task.settings, **steps})
+
+
+def first(task: Task | DrawingTask, limit: int | None) -> Task | DrawingTask:
+    """Of its first samples, or prompts, if not of all."""
     if limit is None:
         return task
     if limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}.")
+    if isinstance(task, DrawingTask):
+        return dataclasses.replace(task, prompts=task.prompts[:limit])
     return dataclasses.replace(task, samples=task.samples[:limit])
-
-
-def load(name: str, revision: str | None, device, dtype: str) -> ModelUnderTest:
-    """
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype, None)
-    if torch_dtype is None:
-        raise ValueError(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got {dtype!r}.")
-    try:
-        arguments = {"revision": revision, "trust_remote_code": True}
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **arguments)
-        if cached_file(name, "model_index.json", revision=revision, _raise_exceptions_for_missing_entries=False):
-            pipe = DiffusionPipeline.from_pretrained(name, transformer=model, **arguments)
-        else:
-            pipe = RosettaPipeline(model, None, None, AutoProcessor.from_pretrained(name, **arguments))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"MODEL: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return ModelUnderTest(pipe.to(device))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def try_space(folder: Path, token: str | None, python: str = sys.executable) -> 
 def _ask(url: str, downloads: str) -> dict:
     from gradio_client import Client  # with Gradio, which only a Space needs
 
-    client = Client(url, verbose=False, download_files=downloads, analytics_enabled=False)
+    client = Client(url, verbose=False, download_files=downloads)
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     found = {"answer": client.predict({"text": "What is this?", "files": []}, 4, 0.0, api_name="/chat")}
     if "/draw" in endpoints:

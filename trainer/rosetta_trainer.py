@@ -16,6 +16,7 @@ from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .checks import check_arguments, check_parallelism
 from .data import RosettaDataStream, StreamLoader
 from .data.drawing import with_latents
+from .data.each_once import REPEATED, each_once
 from .data.loader import EpochOfStream, check_position
 from .figures.batch_counts import count_targets
 from .figures.evaluation_figures import EvaluationFigures
@@ -147,9 +148,13 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         )
         return self._stream_loader
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As transformers', but on several ranks no sample is dealt twice."""
+        with each_once(self, eval_dataset) as shared:
+            return super().get_eval_dataloader(shared)
+
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before
-        that (`enable_jit_checkpoint`).
+        """As transformers', and in the end saves the averages as `output_dir/ema`, if it was not told to stop before.
 
         Raises:
             ValueError: before any work, if there is no such checkpoint, if something was changed that cannot be, or if
@@ -296,9 +301,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         for group in self.optimizer.param_groups:
             group["maop_enabled"] = not self.is_shielding
         # The scheduler moves on before they are logged.
-        self._learning_rates = {
-            group.get("name", index): group["lr"] for index, group in enumerate(self.optimizer.param_groups)
-        }
+        groups = enumerate(self.optimizer.param_groups)
+        self._learning_rates = {group.get("name", index): group["lr"] for index, group in groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._training_figures.add_to_mean("loss", loss * self.current_gradient_accumulation_steps)
         return loss.nan_to_num(0.0, 0.0, 0.0)
@@ -312,7 +316,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
         Raises:
             ValueError: if there is nothing to predict in `inputs`, or pixels come without a VAE.
         """
-        inputs = with_latents(inputs, self.vae)
+        inputs = dict(with_latents(inputs, self.vae))
+        is_repeated = inputs.pop(REPEATED, False)
         targets = ("labels", "latents", "velocity_labels", *(keys[0] for keys in self._generated_features.values()))
         if all(inputs.get(key) is None for key in targets):
             raise ValueError(f"`inputs` must hold at least one of {targets}, got {sorted(inputs)}.")
@@ -339,7 +344,8 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             balance = self.model.config.router_aux_loss_coef * outputs.aux_loss
             loss = micro_batches * (loss - balance) + balance
         figures = self._training_figures if model.training else self._evaluation_figures
-        figures.add_batch(inputs, outputs, own_counts, counts)
+        if not is_repeated:
+            figures.add_batch(inputs, outputs, own_counts, counts)
         if model.training:
             loss = spread_nonfinite(loss)
         return (loss, outputs) if return_outputs else loss
@@ -379,8 +385,7 @@ class RosettaTrainer(Publishing, WholeCheckpoints):
             if self._expert_figures is not None:
                 logs.update(self._expert_figures.read(self.accelerator))
             if isinstance(self._plain_optimizer, MAOPAdamW):  # and not one that the user brought
-                figures = self._plain_optimizer.maop_figures()
-                logs.update({f"maop_{name}": figure for name, figure in figures.items()})
+                logs.update({f"maop_{name}": x for name, x in self._plain_optimizer.maop_figures().items()})
         super().log(logs, start_time)
 
     def _noise_seed(self, *key) -> int:

@@ -40,13 +40,15 @@ VAE_SIZES = {"channels": (16, 32, 32), "latent_channels": 4}
 class EmojiParts(CommonParts):
     """
     Those of any miniature, with the pictures, split, and their judge. What is held out is asked for by `probes`, of
-    each emoji in its own skin the one picture that is not trained on.
+    each emoji in its own skin the one picture that is not trained on. `made` keeps training samples by the picture
+    and what is said of it: to make one takes as long as to train on it.
     """
 
     train: Pictures
     held_out: Pictures
     classifier: EmojiClassifier
     probes: Pictures = field(init=False)
+    made: dict[tuple[int, str], dict] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         pictures = {picture.emoji: picture for picture in self.held_out.pictures if picture.tone is None}
@@ -59,14 +61,20 @@ class EmojiParts(CommonParts):
         for i, picture in enumerate(pictures):
             of_emoji[picture.emoji].append(i)
 
+        def once(i: int, text: str, conversation: list[dict]) -> dict:
+            if (i, text) not in self.made:
+                self.made[i, text] = self.processor.training_sample(conversation)
+            return self.made[i, text]
+
         def see(choose: random.Random) -> dict:
-            picture = pictures[choose.choice(choose.choice(of_emoji))]
-            return self.processor.training_sample(question(emoji, picture, choose))
+            i = choose.choice(choose.choice(of_emoji))
+            conversation = question(emoji, pictures[i], choose)
+            return once(i, conversation[0]["content"][1]["text"], conversation)
 
         def paint(choose: random.Random) -> dict:
             i = choose.choice(choose.choice(of_emoji))
             conversation = drawing(self.latents[i], emoji[pictures[i].emoji], pictures[i], choose)
-            sample = self.processor.training_sample(conversation)
+            sample = once(i, conversation[0]["content"], conversation)
             return self.processor.drop_prompt(sample) if choose.random() < PROMPT_DROPOUT else sample
 
         return {"LM": reading(self.train_rows), "MMU": see, "T2I": paint}

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.forgetting_study.figures import draw_all  # noqa: E402
 
 
-FIGURES = ("text loss", "questions", "flow loss", "drawings")
+SHARES = ("questions", "drawings", "names", "kinds", "yes or no", "drawn kinds", "drawn colours")
+FIGURES = ("text loss", "flow loss", *SHARES)
 DYNAMICS = ("step", "text_loss", "flow_loss", "capacity_rate_text", "capacity_rate_vae")
 DYNAMICS += ("maop_fired_share", "maop_cosine", "maop_removed_share")
 SHOWN = ("name", "architecture", "regime", "learning_rate", "anchor_strength")
@@ -61,7 +62,7 @@ def summary(runs: list[dict]) -> list[dict]:
             first = {"routing": routing, "stages": run["stages"], "dynamics": dynamics(run["log"])}
             arm = arms.setdefault(key, {"arm": arm, "seeds": [], "after": {}, "change": {}, **first})
             arm["seeds"].append(run["seed"])
-            for figure in FIGURES:
+            for figure in (figure for figure in FIGURES if figure in after):  # a miniature has its own
                 arm["after"].setdefault(figure, []).append(after[figure])
                 arm["change"].setdefault(figure, []).append(after[figure] - run["before"][figure])
             arm.setdefault("routing moved", []).append(run["after"]["routing moved"])
@@ -76,15 +77,17 @@ def dynamics(log: list[dict]) -> dict[str, list[float]]:
 
 def table(results: list[dict]) -> str:
     """A markdown table: means over seeds, and in brackets the standard deviation if there are several."""
+    shares = [share for share in SHARES if any(share in one["after"] for one in results)]
     columns = ["arm", "architecture", "samples", "rate", "strength", "seeds"]
-    columns += ["text loss, change", "questions", "flow loss", "drawings", "text routing moved"]
+    columns += ["text loss, change", "flow loss", *shares, "text routing moved"]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     for one in results:
         name, architecture, regime, rate, strength = (one["arm"][field] for field in SHOWN)
         cells = [name, architecture, regime, f"{rate:g}", "" if strength is None else f"{strength:g}"]
         cells += [str(len(one["seeds"])), _spread(one["change"]["text loss"], "+.3f")]
-        cells += [_spread(one["after"]["questions"], ".1%"), _spread(one["after"]["flow loss"], ".3f")]
-        cells += [_spread(one["after"]["drawings"], ".1%"), _spread(one["routing moved"], ".3f")]
+        cells += [_spread(one["after"]["flow loss"], ".3f")]
+        cells += [_spread(one["after"][share], ".1%") for share in shares]
+        cells += [_spread(one["routing moved"], ".3f")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

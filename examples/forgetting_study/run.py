@@ -26,8 +26,11 @@ from .starts import Starts
 LORA_RANK = 8
 
 
-def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
+def run_arm(arm: Arm, seed: int, starts: Starts, model_dir: Path | None = None) -> dict:
     """
+    Args:
+        model_dir (`Path`, *optional*): where the trained model is saved to, as a pipeline.
+
     Returns:
         `dict`: `before` and `after`, and of averages with the old weights `averaged`, the figures of [`ask`]; the
         text loss after each of the `stages` before; the `log` of the training and its `seconds`.
@@ -64,6 +67,8 @@ def run_arm(arm: Arm, seed: int, starts: Starts) -> dict:
         weights = {name: param.detach().clone() for name, param in model.named_parameters()}
         trainer.train()
         after = ask(trainer, pipeline, parts)
+        if model_dir is not None:
+            pipeline.save_pretrained(model_dir)
         routing_after = text_routing(model, parts.held_out_rows)
         log = trainer.state.log_history
         averages = {f"{share:g}": averaged(share, weights, trainer, pipeline, parts) for share in arm.averages}

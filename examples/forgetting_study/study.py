@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--miniature", choices=list(MINIATURES), default="digits")
     parser.add_argument("--output_dir", type=Path, help="for one miniature; by default its own")
     parser.add_argument("--list", action="store_true", help="print the arms, and train nothing")
+    parser.add_argument("--save_models", action="store_true", help="as pipelines, in models/ of the output folder")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; 1 but for a trial")
     options = parser.parse_args(arguments)
     arms = chosen(read_arms(ARMS), options.arms)
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None):
     starts = Starts(output_dir / "starts", miniature, options.scale)
     for seed in options.seeds:
         for arm in arms:
-            run_once(arm, seed, starts, output_dir / "runs")
+            run_once(arm, seed, starts, output_dir, options.save_models)
 
 
 def chosen(arms: list[Arm], texts: list[str]) -> list[Arm]:
@@ -63,19 +64,21 @@ def chosen(arms: list[Arm], texts: list[str]) -> list[Arm]:
     return [arm for arm in arms if any(arm.id == text if text in names else text in arm.id for text in texts)]
 
 
-def run_once(arm: Arm, seed: int, starts: Starts, folder: Path):
+def run_once(arm: Arm, seed: int, starts: Starts, output_dir: Path, save_model: bool):
     """Runs an arm unless it was run, or is being run by a process that lives, and writes its result whole."""
+    folder, name = output_dir / "runs", f"{arm.id}, seed {seed}"
+    model_dir = output_dir / "models" / name if save_model else None
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{arm.id}, seed {seed}.json"
+    file = folder / f"{name}.json"
     claim = file.with_suffix(".claim")
     if file.is_file() or not _claim(claim):
         return
     try:
-        result = {"arm": dataclasses.asdict(arm), "seed": seed, **run_arm(arm, seed, starts)}
+        result = {"arm": dataclasses.asdict(arm), "seed": seed, **run_arm(arm, seed, starts, model_dir)}
         file.with_suffix(".new").write_text(json.dumps(result))
         file.with_suffix(".new").replace(file)
         after = {name: round(value, 4) for name, value in result["after"].items() if isinstance(value, float)}
-        print(f"{arm.id}, seed {seed}: {after}", flush=True)
+        print(f"{name}: {after}", flush=True)
     finally:
         claim.unlink(missing_ok=True)
 

@@ -117,6 +117,7 @@ def _chat(pipe, sees: bool, questions: tuple[tuple[str, str | None], ...]):
         ],
         cache_examples=False,
         api_name="chat",
+        analytics_enabled=False,
     )
 
 

@@ -24,6 +24,7 @@ from examples.emoji.conversations import (
     drawing_prompts,
     question_and_answer,
 )
+from examples.emoji.drawings import save_drawings
 from examples.emoji.pictures import COLOURS, IMAGE_SIZE, load_pictures
 from examples.forgetting_study.arms import read_arms
 from examples.forgetting_study.miniatures import Miniature
@@ -195,11 +196,13 @@ def test_all_emoji_are_trained_on_alike(emoji_parts):
 def test_an_arm_of_emoji(emoji_parts, tmp_path):
     arm = next(arm for arm in read_arms(ARMS) if arm.id == "EWC, rosetta, none, rate 0.001, strength 10")
     miniature = Miniature(lambda seed: emoji_parts, dict.fromkeys(("LM", "projectors", "MMU", "T2I"), 2), tmp_path)
-    result = run_arm(arm, 0, Starts(tmp_path, miniature, scale=0.01))
+    result = run_arm(arm, 0, Starts(tmp_path, miniature, scale=0.01), tmp_path / "model")
     for figures in (result["before"], result["after"]):
         assert {"text loss", "flow loss", "questions", "names", "kinds", "yes or no", "drawings"} <= figures.keys()
     assert result["before"]["flow loss"] != result["after"]["flow loss"]
     assert result["before"]["text loss"] != result["after"]["text loss"]
+    save_drawings(tmp_path / "model", emoji_parts.probes, tmp_path / "drawings.png")
+    assert Image.open(tmp_path / "drawings.png").height > 100
 
 
 def test_what_the_recipes_start_from(emoji_parts, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from examples.miniature.benchmarks import BENCHMARKS
 from examples.miniature.digits import image_to_scan
 from hub_upload.card import model_card
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
+from tests.trainer.evaluation.drawing_data import save_data
+from tests.trainer.evaluation.drawing_judges import named_judges, save_judges
 from trainer.evaluation import Choices, Drawing, Question
 
 
@@ -60,14 +62,42 @@ def first(task, number):
     return task
 
 
+def test_drawings_are_judged(folder, tmp_path, capsys):
+    save_data(tmp_path)
+    save_judges(tmp_path)
+    (tmp_path / "mine.txt").write_text("a red mug\na book\n")
+    names = ["coco", "t2i_compbench_color", "prompts"]
+    command = [str(folder), "--tasks", *names, "--data", str(tmp_path), "--prompts", str(tmp_path / "mine.txt")]
+    command += ["--protocol", "stock"]
+    judges = [judge for judge in named_judges(tmp_path) if not judge.startswith("detector")]
+    out = tmp_path / "out"
+    main([*command, "--judges", *judges, "--num_inference_steps", "1", "--output", str(out), "--limit", "2"])
+    results = json.loads((out / "results.json").read_text())["results"]
+    figures = [(r["task"], r["protocol"], [*r["metrics"]], r["num_samples"], r["limit"]) for r in results]
+    assert figures == [
+        ("coco", "stock", ["fid", "clip_score"], 2, 2),
+        ("t2i_compbench_color", "stock", ["blip_vqa"], 20, None),
+        ("mine", "own", ["clip_score"], 2, None),
+    ]
+    table = capsys.readouterr().out
+    assert "| fid " in table and "| none " in table and "HPS v2.1 was left out" in table
+    kept = sorted(each.name for each in (out / "drawings").iterdir())
+    assert kept == ["coco--stock", "mine--own", "t2i_compbench_color--stock"]
+    assert "the task 'prompts' needs a file" in fails(capsys, folder, "--tasks", "prompts")
+    assert "A judge must be NAME=FOLDER" in fails(capsys, folder, "--tasks", "coco", "--judges", "klip=x")
+    assert "COCO30k.json' cannot be read" in fails(capsys, folder, "--tasks", "coco", "--data", "nowhere")
+
+
 def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
     assert "--tasks: there is no 'mmmlu', only miniature, table1" in fails(capsys, folder, "--tasks", "mmmlu")
-    assert "MODEL: 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
+    assert "The model 'no/such' cannot be loaded" in fails(capsys, "no/such", "--tasks", "miniature_question")
     assert "--limit must be at least 1" in fails(capsys, folder, "--tasks", "miniature_question", "--limit", 0)
     assert "`data`: nowhere/pope is no folder; it must hold coco_pope_SUBSET.json" in fails(
         capsys, folder, "--tasks", "pope", "--data", "nowhere"
     )
-    assert "--dtype must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
+    stock = ("--protocol", "stock", "--tasks", "arc_challenge", "ai2d")
+    assert "'ai2d' has no stock task in lm-eval, only ['mmlu'" in fails(capsys, folder, *stock)
+    assert "`dtype` must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
 
 
 def test_benchmarks_ask_what_was_held_out(english):

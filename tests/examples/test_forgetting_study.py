@@ -66,7 +66,7 @@ def test_text_routing():
     assert not any(layer.mlp.pools["text"].router._forward_hooks for layer in model.model.layers)
 
 
-def _result(arm, seed, starts):
+def _result(arm, seed):
     before = {"text loss": 1.0, "flow loss": 2.0, "questions": 0.9, "drawings": 0.1, "routing": [[0.5, 0.5]]}
     after = {"text loss": 1.0 + seed, "flow loss": 1.0, "questions": 0.5, "drawings": 0.8, "routing moved": 0.25}
     after["routing"] = [[0.25, 0.75]]
@@ -82,7 +82,7 @@ def _result(arm, seed, starts):
 
 def test_runs_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(study, "run_arm", lambda arm, seed, starts: made.append(arm.id) or _result(arm, seed, starts))
+    monkeypatch.setattr(study, "run_arm", lambda arm, seed, *_: made.append(arm.id) or _result(arm, seed))
     options = [
         "--arms",
         "frozen",
@@ -109,7 +109,7 @@ def test_runs_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
     frozen = next(one for one in results if one["arm"]["name"] == "frozen")
     assert frozen["change"]["text loss"] == [0.0, 2.0] and frozen["seeds"] == [0, 2]
     said = capsys.readouterr().out
-    assert "| frozen | rosetta | none | 0.001 |  | 2 | +1.000 (1.414) | 50.0% (0.0%) | 1.000 (0.000) |" in said
+    assert "| frozen | rosetta | none | 0.001 |  | 2 | +1.000 (1.414) | 1.000 (0.000) | 50.0% (0.0%) |" in said
     assert "| frozen, 0.5 new |" in said
     assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 1.0]]
     report.main(["--output_dir", str(tmp_path / "again"), "--results", str(tmp_path / "results.json")])

@@ -47,10 +47,15 @@ def hub_entries(result: dict, date: str) -> list[dict]:
     dataset, task = result["dataset"] or (result["task"], "default")
     notes = (
         f"{name}, {result['protocol']} protocol, {result['num_samples']} samples, 95% interval "
-        f"{figure['low']:.4g} to {figure['high']:.4g}, {result['num_missed']} answers unreadable"
+        f"{interval_of(figure) or 'none'}, {result['num_missed']} answers unreadable"
     )
     entry = EvalResultEntry(dataset, task, round(figure["value"], 6), date=date[:10], notes=notes)
     return eval_result_entries_to_yaml([entry])
+
+
+def interval_of(figure: dict) -> str | None:
+    """A Frechet distance has none."""
+    return None if figure["low"] is None else f"{figure['low']:.4g} to {figure['high']:.4g}"
 
 
 def results_table(results: list[dict]) -> str:
@@ -59,7 +64,7 @@ def results_table(results: list[dict]) -> str:
     for result in results:
         limit = f" (the first of {result['num_all']})" if result.get("limit") else ""
         for name, figure in result["metrics"].items():
-            interval = f"{figure['low']:.4g} to {figure['high']:.4g}"
+            interval = interval_of(figure) or "none"
             counts = [f"{result['num_samples']}{limit}", str(result["num_missed"])]
             cells.append([result["task"], result["protocol"], name, f"{figure['value']:.4g}", interval, *counts])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]

@@ -108,5 +108,9 @@ class Task:
         """Its name with that of its protocol, as files are named."""
         return f"{self.name}--{self.protocol}"
 
+    @property
+    def num_samples(self) -> int:
+        return len(self.samples)
+
 
 __all__ = ["Choices", "Drawing", "Prompt", "Question", "Sample", "Task", "accuracy"]

@@ -4,12 +4,10 @@ import contextlib
 import json
 from pathlib import Path
 
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import TrainerCallback
 
-from modeling_rosetta import RosettaPipeline
-
+from ..evaluation.in_training import aside, under_test
+from ..evaluation.task import Drawing, Question
 from .trackers import trackers
 
 
@@ -45,40 +43,22 @@ class SamplesInTraining(TrainerCallback):
             self._sample(args, state, model)
 
     def _sample(self, args, state, model):
-        was_training = model.training
-        model.eval()
-        devices = [args.device] if args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            images, answers = self._draw(model, args.seed), [self._answer(model, **q) for q in self.settings.questions]
-        model.train(was_training)
+        with aside(model, args.device):
+            tested = under_test(model, self.processor, self.vae)
+            images = self._draw(tested, args.seed) if self.settings.prompts else []
+            answers = [tested.answers([self._question(**question)])[0] for question in self.settings.questions]
         if state.is_world_process_zero:
             self._write(Path(args.output_dir, FOLDER, f"step-{state.global_step:08}"), images, answers)
             for tracker in trackers(self.callbacks):
                 tracker.show(self.settings.prompts, images, self.settings.questions, answers, state.global_step)
 
-    def _draw(self, model, seed: int) -> list:
-        if not self.settings.prompts:
-            return []
-        pipeline = RosettaPipeline(model, self.vae, FlowMatchEulerDiscreteScheduler(), self.processor)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            self.settings.prompts,
-            num_inference_steps=NUM_INFERENCE_STEPS,
-            guidance_scale=GUIDANCE_SCALE,
-            generator=[torch.Generator().manual_seed(seed) for _ in self.settings.prompts],
-        ).images
+    def _draw(self, tested, seed: int) -> list:
+        settings = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+        return tested.drawings([Drawing(prompt, seed, settings) for prompt in self.settings.prompts])
 
-    def _answer(self, model, question: str, image: str | None = None) -> str:
+    def _question(self, question: str, image: str | None = None) -> Question:
         parts = [] if image is None else [{"type": "image", "image": image}]
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(model.device)
-        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return Question([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}], MAX_NEW_TOKENS)
 
     def _write(self, folder: Path, images: list, answers: list[str]):
         folder.mkdir(parents=True, exist_ok=True)

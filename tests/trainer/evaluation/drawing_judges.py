@@ -49,7 +49,7 @@ def save_clip(folder: Path):
 def save_blip(folder: Path):
     torch.manual_seed(1)
     text = {**SIZES, "vocab_size": END + 1, "encoder_hidden_size": 16, "bos_token_id": DEC, "pad_token_id": 0}
-    config = BlipConfig(text_config=text, vision_config={**SIZES, "image_size": 480, "patch_size": 120})
+    config = BlipConfig(text_config=text, vision_config={**SIZES, "image_size": 360, "patch_size": 120})
     config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
     BlipForQuestionAnswering(config).save_pretrained(folder)
     BlipImageProcessorPil().save_pretrained(folder)
@@ -100,3 +100,15 @@ def save_inception(file: Path) -> InceptionLayers:
     network = InceptionFile().eval()
     torch.jit.save(torch.jit.script(network), str(file))
     return network.layers
+
+
+def save_judges(folder: Path):
+    for name, save in (("clip", save_clip), ("blip", save_blip), ("detector", save_detector)):
+        save(folder / name)
+    save_inception(folder / "inception.pt")
+
+
+def named_judges(folder: Path) -> list[str]:
+    """As the command is told them."""
+    files = {"clip": "clip", "blip": "blip", "detector": "detector", "colors": "clip", "inception": "inception.pt"}
+    return [f"{name}={folder / file}" for name, file in files.items()]

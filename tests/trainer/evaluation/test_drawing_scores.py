@@ -162,7 +162,9 @@ def test_blip_vqa_is_the_product_of_the_shares_of_yes(judges, images):
             ids = ids_of(question, last=3)
             ids[0, 0] = DEC + 1
             with torch.no_grad():
-                seen = model.vision_model(normalised(image, (480, 480))).last_hidden_state
+                seen = model.vision_model(
+                    normalised(image, (480, 480)), interpolate_pos_encoding=True
+                ).last_hidden_state
                 read = model.text_encoder(ids, encoder_hidden_states=seen)[0]
                 logits = model.text_decoder(torch.tensor([[DEC]]), encoder_hidden_states=read).logits[0, -1]
             yes, no = logits.softmax(-1)[[4, 5]].tolist()

@@ -1,6 +1,5 @@
 """Drawing tasks, from files in their real formats to figures, which equal a direct computation on the drawings."""
 
-import csv
 import json
 from dataclasses import replace
 
@@ -11,15 +10,13 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline
-from tests.trainer.evaluation.drawing_judges import save_blip, save_clip, save_detector, save_inception
+from tests.trainer.evaluation.drawing_data import CAPTIONS, save_data
+from tests.trainer.evaluation.drawing_judges import named_judges, save_judges
 from trainer.evaluation.drawing import clip_scores, evaluate
 from trainer.evaluation.drawing.drawings import Drawings
 from trainer.evaluation.drawing.evaluate import draw_and_score
 from trainer.evaluation.drawing.judges import Judges
 from trainer.evaluation.drawing.tasks import coco, means_and_objects, own_prompts, t2i_compbench
-
-
-CAPTIONS = ["a red book", "a blue mug", "a photo of a book", "red"]
 
 
 @pytest.fixture(scope="module")
@@ -31,37 +28,14 @@ def pipe():
 def data(tmp_path_factory):
     """What people have of COCO and T2I-CompBench, and judges."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "coco" / "val2014").mkdir(parents=True)
-    (folder / "t2i_compbench").mkdir()
-    annotations = [{"id": i, "image_id": i, "caption": caption} for i, caption in enumerate(CAPTIONS)]
-    (folder / "coco" / "captions_val2014.json").write_text(json.dumps({"images": [], "annotations": annotations}))
-    seeded = [{**annotation, "seed": 100 + i} for i, annotation in enumerate(annotations)]
-    (folder / "coco" / "COCO30k.json").write_text(json.dumps({"annotations": seeded}))
-    random = np.random.default_rng(0)
-    for i in range(8):
-        pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "coco" / "val2014" / f"{i}.jpg")
-    features = random.normal(size=(30, 5))
-    torch.save((features.mean(0), np.cov(features, rowvar=False)), folder / "coco" / "coco_val_fid_stats.pt")
-    columns = ("index", "seed", "prompt", "prompt_cn", "questions", "dataset", "dataset_type")
-    with (folder / "t2i_compbench" / "color_val.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [
-                columns,
-                (0, 0, "a red book and a blue mug", "x", "a red book?##a blue mug?", "color", "val"),
-                (1, 1, "a red mug", "x", "a red mug?", "color", "val"),
-            ]
-        )
-    for name, save in (("clip", save_clip), ("blip", save_blip), ("detector", save_detector)):
-        save(folder / name)
-    save_inception(folder / "inception.pt")
+    save_data(folder)
+    save_judges(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def judges(data):
-    names = {name: str(data / name) for name in ("clip", "blip", "detector")}
-    return Judges(**names, colors=str(data / "clip"), inception=data / "inception.pt")
+    return Judges.named(named_judges(data))
 
 
 def small(task, **changes):
@@ -72,7 +46,7 @@ def small(task, **changes):
 @pytest.fixture(scope="module")
 def drawn(pipe, data, judges, tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco")
-    return folder, draw_and_score(pipe, small(coco(data, judges)), folder, "tiny", batch_size=2)
+    return folder, draw_and_score(pipe, small(coco(data, judges)), "tiny", 2, folder)
 
 
 def test_coco_of_the_authors(drawn, data, judges):
@@ -94,12 +68,13 @@ def test_coco_of_the_authors(drawn, data, judges):
 
 def test_what_is_said_of_a_task(drawn, pipe, data, judges):
     folder, (outcomes, distance) = drawn
-    result = evaluate.evaluate_drawing(pipe, small(coco(data, judges)), folder, "tiny", batch_size=2)
+    result = evaluate.evaluate_drawing(pipe, small(coco(data, judges)), "tiny", 2, folder)
     cosines = [outcome["clip_score"] for outcome in outcomes]
     clip = result["metrics"]["clip_score"]
     assert min(cosines) <= clip["low"] < clip["value"] == np.mean(cosines) < clip["high"] <= max(cosines)
     assert result["metrics"]["fid"] == {"value": distance, "low": None, "high": None}
     assert (result["num_samples"], result["protocol"], result["higher_is_better"]) == (4, "authors", False)
+    assert result["settings"]["num_inference_steps"] == 1 and result["settings"]["noise_device"] == "cpu"
 
 
 def test_an_evaluation_that_goes_on_draws_nothing_again(drawn, pipe, data, judges, monkeypatch):
@@ -107,10 +82,10 @@ def test_an_evaluation_that_goes_on_draws_nothing_again(drawn, pipe, data, judge
     removed = folder / "drawings" / "coco--authors" / "00002_0.png"
     was = removed.read_bytes()
     removed.unlink()
-    assert draw_and_score(pipe, small(coco(data, judges)), folder, "tiny", batch_size=2) == result
+    assert draw_and_score(pipe, small(coco(data, judges)), "tiny", 2, folder) == result
     assert removed.read_bytes() == was
     monkeypatch.setattr(type(pipe), "__call__", None)
-    assert draw_and_score(pipe, small(coco(data, judges)), folder, "tiny", batch_size=2) == result
+    assert draw_and_score(pipe, small(coco(data, judges)), "tiny", 2, folder) == result
 
 
 def test_ranks_share_the_scores(drawn, data, judges, monkeypatch):
@@ -126,12 +101,17 @@ def test_ranks_share_the_scores(drawn, data, judges, monkeypatch):
             found = evaluate._shared(function, 4)
         return found
 
+    done = []
+
     def scored(some):
+        done.extend(some)
         files, records = [drawings.files[i] for i in some], [drawings.records[i] for i in some]
         return [outcome["clip_score"] for outcome in task.scores[0](files, records)]
 
-    alone, together = evaluate._shared(scored, 4), of_three_ranks(scored)
-    assert together == pytest.approx(alone, abs=1e-6) and len({*alone}) == 4
+    directly = clip_scores(drawings.files, CAPTIONS, judges.of_prompts)
+    assert evaluate._shared(scored, 4) == pytest.approx(directly, abs=1e-6) and len({*directly}) == 4
+    done.clear()
+    assert of_three_ranks(scored) == pytest.approx(directly, abs=1e-6) and sorted(done) == [0, 1, 2, 3]
 
 
 def test_coco_as_it_is_elsewhere(data, judges):
@@ -145,7 +125,7 @@ def test_coco_as_it_is_elsewhere(data, judges):
 
 def test_t2i_compbench(pipe, data, judges, tmp_path):
     task = t2i_compbench(data, judges, "color")
-    outcomes, distance = draw_and_score(pipe, small(task), tmp_path, "tiny")
+    outcomes, distance = draw_and_score(pipe, small(task), "tiny", 8, tmp_path)
     drawings = Drawings.read(tmp_path / "drawings" / "t2i_compbench_color--authors")
     first, second = drawings.files
     blip = judges.of_questions
@@ -168,7 +148,7 @@ def test_prompts_of_ones_own(pipe, data, judges, tmp_path):
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, records)))
     task = own_prompts(tmp_path / "mine.jsonl", judges, data / "coco" / "val2014")
-    outcomes, distance = draw_and_score(pipe, small(task), tmp_path, "tiny", seed=5)
+    outcomes, distance = draw_and_score(pipe, small(task), "tiny", 8, tmp_path, seed=5)
     assert (task.name, task.protocol) == ("mine", "own") and distance > 0
     assert [*task.metrics(outcomes)] == ["objects", "objects_colors", "objects_single_object", "clip_score"]
     assert any("do not compare with published ones" in remark for remark in task.remarks)
@@ -200,5 +180,5 @@ def test_what_is_missing_or_broken_is_said_before_anything_is_drawn(pipe, data, 
     Image.new("RGB", (9, 9)).save(reference / "a.png")
     (reference / "b.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="b.png' cannot be read as an image"):
-        draw_and_score(pipe, small(coco(data, judges, reference=reference)), tmp_path / "out", "tiny")
+        draw_and_score(pipe, small(coco(data, judges, reference=reference)), "tiny", 8, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,9 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -149,6 +147,5 @@ def test_images_of_hf_multimodal(tmp_path, stock_manager):
     harness = HFMultimodalLM(
         pretrained=str(tmp_path), trust_remote_code=True, batch_size=2, dtype="float32", device="cpu"
     )
-    assert np.asarray(Image.new("RGB", (4, 4))).shape == (4, 4, 3)
     found = lm_eval.simple_evaluate(harness, tasks=["pictures"], task_manager=stock_manager, bootstrap_iters=0)
     assert found["results"]["pictures"]["acc,none"] == 1.0

@@ -5,6 +5,7 @@ from .clip_scores import Clip, clip_scores
 from .draw import draw_prompts
 from .drawings import Drawings
 from .frechet import Inception, features_of, frechet_distance, read_statistics, reference_images
+from .judges import Judges
 from .object_scores import Detector, object_scores
 from .prompts import read_prompts
 
@@ -15,6 +16,7 @@ __all__ = [
     "Detector",
     "Drawings",
     "Inception",
+    "Judges",
     "blip_vqa_scores",
     "clip_scores",
     "draw_prompts",

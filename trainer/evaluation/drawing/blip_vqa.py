@@ -14,6 +14,7 @@ from .drawings import read_drawing
 
 
 SIDE = 480  # pixels
+MAX_TOKENS = 35  # of a question
 SEPARATOR = "##"  # of the questions of a prompt
 
 
@@ -45,7 +46,7 @@ class Blip:
 
     def yes(self, images: Sequence, questions: list[str]) -> list[float]:
         """p(yes) / (p(yes) + p(no)) of the first token of the answer to a question about each image, in [0, 1]."""
-        ids = self.tokenizer(questions).input_ids
+        ids = self.tokenizer(questions, truncation=True, max_length=MAX_TOKENS).input_ids
         answers = [0.0] * len(ids)
         # Questions of one length at a time: transformers' decoder also looks at what pads a shorter one.
         for length in {len(each) for each in ids}:
@@ -61,7 +62,8 @@ class Blip:
         pixels = self.image_processor([read_drawing(image) for image in images], return_tensors="pt").pixel_values
         questions = torch.tensor(ids, device=device)
         questions[:, 0] = start + 1  # [ENC], which BLIP has behind [DEC] and its encoder was trained with
-        seen = model.vision_model(pixel_values=pixels.to(device)).last_hidden_state
+        # BLIP was trained to answer at 480 pixels; repositories of transformers may hold its positions for 384.
+        seen = model.vision_model(pixel_values=pixels.to(device), interpolate_pos_encoding=True).last_hidden_state
         read = model.text_encoder(input_ids=questions, encoder_hidden_states=seen)[0]
         starts = torch.full((len(ids), 1), start, device=device)
         logits = model.text_decoder(input_ids=starts, encoder_hidden_states=read).logits[:, -1]

@@ -17,28 +17,12 @@ FOLDER = "drawings"
 CHUNK = 32  # images that are scored, or seen by Inception, at a time
 
 
-def evaluate_drawing(
-    pipe, task: DrawingTask, output_dir: str | Path, model: str, batch_size=8, seed=0, say=print
-) -> dict:
-    """
-    As [`draw_and_score`], with what is said of a task as [`~trainer.evaluation.evaluate`] says it. `seed` is of the
-    bootstrap, too. The Frechet distance has no interval: its `low` and `high` are `None`.
-    """
-    outcomes, distance = draw_and_score(pipe, task, output_dir, model, batch_size, seed, say)
-    told = Task(task.name, task.protocol, [], None, task.metrics, dataset=task.dataset, remarks=task.remarks)
-    result = result_of(told, outcomes, seed)
-    if distance is not None:
-        result["metrics"] = {"fid": {"value": distance, "low": None, "high": None}, **result["metrics"]}
-        result["higher_is_better"] = False
-    return result
-
-
 def draw_and_score(
     pipe,
     task: DrawingTask,
-    output_dir: str | Path,
     model: str,
-    batch_size: int = 8,
+    batch_size: int,
+    output_dir: str | Path,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[dict], float | None]:
@@ -49,9 +33,9 @@ def draw_and_score(
     Args:
         pipe ([`RosettaPipeline`])
         task ([`DrawingTask`])
-        output_dir (`str` or `Path`)
         model (`str`): its name, for the manifest.
-        batch_size (`int`, defaults to 8): drawings at a time, on each rank.
+        batch_size (`int`): drawings at a time, on each rank.
+        output_dir (`str` or `Path`)
         seed (`int`, defaults to 0): of the first drawing, where the prompts have none.
         say (`Callable`, *optional*): is told of progress, a line a time.
 
@@ -82,6 +66,29 @@ def draw_and_score(
     outcomes = _outcomes(drawings.records, drawings.files, task)
     distance = None if reference is None else frechet_distance(_features(drawings.files, task), reference)
     return outcomes, distance
+
+
+def evaluate_drawing(
+    pipe,
+    task: DrawingTask,
+    model: str,
+    batch_size: int,
+    output_dir: str | Path,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """
+    As [`draw_and_score`], with what is said of a task as [`~trainer.evaluation.evaluate`] says it. `seed` is of the
+    bootstrap, too, and `settings` are those of the pipeline. The Frechet distance has no interval: its `low` and
+    `high` are `None`.
+    """
+    outcomes, distance = draw_and_score(pipe, task, model, batch_size, output_dir, seed, say)
+    told = Task(task.name, task.protocol, [], None, task.metrics, dataset=task.dataset, remarks=task.remarks)
+    result = {**result_of(told, outcomes, seed), "settings": {**task.settings, "noise_device": task.noise_device}}
+    if distance is not None:
+        result["metrics"] = {"fid": {"value": distance, "low": None, "high": None}, **result["metrics"]}
+        result["higher_is_better"] = False
+    return result
 
 
 def _outcomes(records: list[dict], files: list[Path], task: DrawingTask) -> list[dict]:

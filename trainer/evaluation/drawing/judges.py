@@ -1,6 +1,6 @@
 """The networks that judge drawings, each loaded when a task asks for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,25 @@ class Judges:
     detector: str | None = None
     colors: str = "openai/clip-vit-large-patch14"
     device: str = "cpu"
+
+    @classmethod
+    def named(cls, given: list[str], device: str = "cpu") -> "Judges":
+        """
+        Args:
+            given (`list[str]`): such as `"clip=FOLDER"`, `"hps=FILE"`.
+            device (`str`, defaults to `"cpu"`)
+
+        Raises:
+            ValueError: if one is no judge, or has no value.
+        """
+        known = [each.name for each in fields(cls) if each.name != "device"]
+        chosen = {}
+        for each in given:
+            name, _, value = each.partition("=")
+            if name not in known or not value:
+                raise ValueError(f"A judge must be NAME=FOLDER, ID or FILE with a NAME of {known}, got {each!r}.")
+            chosen[name] = value
+        return cls(**chosen, device=device)
 
     @cached_property
     def of_prompts(self) -> Clip:

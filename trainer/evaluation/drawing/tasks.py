@@ -20,6 +20,7 @@ AUTHORS, STOCK, OWN = "authors", "stock", "own"
 COMPBENCH_CATEGORIES = ("color", "shape", "texture")
 COMPBENCH_IMAGES = 10  # of a prompt in the benchmark's own protocol; the authors draw one
 COCO_PROMPTS = 30_000
+DRAWING_TASKS = ("coco", *(f"t2i_compbench_{category}" for category in COMPBENCH_CATEGORIES))
 # Of files of drawings and the records of their prompts an outcome each.
 Score = Callable[[list[Path], list[dict]], list[dict]]
 
@@ -59,6 +60,11 @@ class DrawingTask:
     @property
     def key(self) -> str:
         return f"{self.name}--{self.protocol}"
+
+    @property
+    def num_samples(self) -> int:
+        """How many drawings it has."""
+        return len(self.prompts) * self.num_images_per_prompt
 
 
 def coco(data: Path, judges: Judges, protocol: str = AUTHORS, reference: Path | None = None) -> DrawingTask:
@@ -122,6 +128,18 @@ def t2i_compbench(data: Path, judges: Judges, category: str, protocol: str = AUT
         noise_device=_noise_device(judges, protocol),
         remarks=(*(DRAWING_REMARKS if protocol == AUTHORS else ()), COMPBENCH),
     )
+
+
+def load(name: str, data: Path, judges: Judges, protocol: str, reference: Path | None = None) -> DrawingTask:
+    """
+    One of `DRAWING_TASKS`.
+
+    Raises:
+        ValueError: if its data is missing or of another format, or a judge cannot be loaded.
+    """
+    if name == "coco":
+        return coco(data, judges, protocol, reference)
+    return t2i_compbench(data, judges, name.removeprefix("t2i_compbench_"), protocol)
 
 
 def own_prompts(file: Path, judges: Judges, reference: Path | None = None) -> DrawingTask:
@@ -219,7 +237,7 @@ def _noise_device(judges: Judges, protocol: str) -> str:
 
 
 DRAWING_REMARKS = (
-    "Steps (50) and guidance (5.0) are the defaults of the authors' code; those of their figures are not public.",
+    "The steps and the guidance of the authors' figures are not public; the defaults of their code are 50 and 5.0.",
     "The authors draw noise on a GPU, and score images before they are rounded to bytes.",
 )
 COCO_REMARKS = (
@@ -231,4 +249,13 @@ COMPBENCH = "Most prompts have two questions, some have one, so that one of two 
 OBJECTS = "Objects are found by another detector than GenEval's: the figures do not compare with published ones."
 
 
-__all__ = ["DrawingTask", "coco", "means", "means_and_objects", "own_prompts", "t2i_compbench"]
+__all__ = [
+    "DRAWING_TASKS",
+    "DrawingTask",
+    "coco",
+    "load",
+    "means",
+    "means_and_objects",
+    "own_prompts",
+    "t2i_compbench",
+]
