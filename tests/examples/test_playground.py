@@ -1,15 +1,18 @@
 """What the app shows, without the browser: answers, drawings with previews, routing."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from examples.playground import interface
 from examples.playground.chat import messages_of, stream_answer
 from examples.playground.drawing import stream_drawing
 from examples.playground.routing import choices_for_prompt, expert_choices, heat_map
 from examples.playground.streaming import MODEL_IN_USE
-from modeling_rosetta import decode_latents
+from modeling_rosetta import RosettaPipeline, decode_latents, unmount
 from tests.examples.talkative import talkative_pipeline
 
 
@@ -151,3 +154,20 @@ def test_a_prompt_is_looked_into_with_its_drawing(pipe):
     both = choices_for_prompt(pipe, "stone", Image.new("RGB", (16, 16)), draws=True, num_inference_steps=1)
     assert list(both) == ["text", "vit", "vae"] and int(both["vae"][0].sum()) == 16 * 2
     assert int(both["text"][0].sum()) > int(alone["text"][0].sum())
+
+
+def test_a_page_has_what_its_model_can_do(pipe):
+    def shown(pipe) -> tuple[list[str], list[str]]:
+        components = [component["props"] for component in interface(pipe, "A model").config["components"]]
+        tabs = [props["label"] for props in components if props.get("name") == "tab"]
+        return tabs, next(props["sources"] for props in components if props.get("name") == "multimodaltextbox")
+
+    assert shown(pipe) == (["Chat", "Draw", "See inside"], ["upload"])
+    blind = RosettaPipeline(pipe.transformer, None, pipe.scheduler, pipe.processor)
+    assert shown(blind) == (["Chat", "See inside"], ["upload"])
+    reader = copy.deepcopy(pipe)
+    unmount(reader.transformer, "vae")
+    unmount(reader.transformer, "vit")
+    assert shown(reader) == (["Chat", "See inside"], [])
+    assert list(stream_answer(reader, messages_of({"text": "stone"}, []), max_new_tokens=8))[-1]
+    assert list(choices_for_prompt(reader, "stone")) == ["text"]
