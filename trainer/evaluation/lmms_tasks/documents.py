@@ -3,6 +3,7 @@ sets in the folder that `ROSETTA_DATA` names."""
 
 import json
 import os
+from typing import Any
 
 import datasets
 
@@ -21,10 +22,9 @@ def _documents(name: str):
         """In place of the empty data set that lmms-eval has loaded."""
         records = []
         for sample in table1.load(name, os.environ.get("ROSETTA_DATA", "data"), None).samples:
-            image, text = sample.request.prompt[0]["content"]
-            image = image["image"]
-            image = {"bytes": image, "path": None} if isinstance(image, bytes) else {"bytes": None, "path": image}
-            answer = json.dumps(sample.answer)
+            messages: Any = sample.request.prompt
+            (image, text), answer = messages[0]["content"], json.dumps(sample.answer)
+            image = {"bytes" if isinstance(image["image"], bytes) else "path": image["image"]}
             records.append({"id": sample.id, "image": image, "text": text["text"], "answer": answer})
         return datasets.Dataset.from_list(records, features=FEATURES)
 
