@@ -78,17 +78,17 @@ def test_what_cannot_be_evaluated_is_said_at_the_start(tmp_path):
 
 
 def test_on_sharded_ranks(tmp_path):
-    """Three of them, which five samples do not divide; and losses of held-out records count each of them once."""
-    run_on_ranks(train_on_ranks, 3, tmp_path)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    assert found[0] == found[1] == found[2]
+    """Two of them, which five samples do not divide; and losses of held-out records count each of them once."""
+    run_on_ranks(train_on_ranks, 2, tmp_path)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == found[1]
     sharded, losses = found[0]
     torch.manual_seed(0)
-    alone = trainer_with(tmp_path / "alone", steps=1, max_steps=1, per_device_train_batch_size=6, **STEP)
+    alone = trainer_with(tmp_path / "alone", steps=1, max_steps=1, per_device_train_batch_size=4, **STEP)
     alone.train()
     assert sharded == {str(step): pytest.approx(of_step, abs=1e-2) for step, of_step in figures(alone).items()}
     assert losses == pytest.approx(held_out_losses(tmp_path / "alone"), rel=1e-5)
-    assert losses["eval_num_samples"] == 7
+    assert losses["eval_num_samples"] == 5
 
 
 def train_on_ranks(folder: Path):
@@ -102,7 +102,7 @@ def train_on_ranks(folder: Path):
 
 
 def held_out_losses(folder: Path) -> dict:
-    records = [tiny_training.record(index, noisy=True) for index in range(7)]
+    records = [tiny_training.record(index, noisy=True) for index in range(5)]
     trainer = tiny_training.tiny_trainer(
         tiny_training.tiny_model(), folder, eval_dataset=records, per_device_eval_batch_size=2
     )
