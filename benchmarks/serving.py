@@ -143,7 +143,7 @@ def malformed(server: ServerProcess, model: str, number: int) -> dict:
     for i in range(number):
         if i % max(number // 10, 1) == 0:
             memory.append(process(server.process.pid).memory_info().rss / 1e6)
-        statuses[send(address, request(rng, MAX_BODY))] += 1
+        statuses[send(address, *request(rng, MAX_BODY))] += 1
     memory.append(process(server.process.pid).memory_info().rss / 1e6)
     deadline = time.monotonic() + 30
     while server.metric("rosetta_requests_in_flight") and time.monotonic() < deadline:

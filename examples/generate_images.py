@@ -51,11 +51,8 @@ def main(arguments: list[str] | None = None):
     settings = ("height", "width", "num_inference_steps", "guidance_scale", "negative_prompt")
     try:
         prompts = read_prompts(options.prompts)
-        pipe = DiffusionPipeline.from_pretrained(
-            options.model, revision=options.revision, torch_dtype=dtype, trust_remote_code=True
-        )
         drawings = draw_prompts(
-            pipe.to(state.device),
+            load(options.model, options.revision, dtype).to(state.device),
             prompts,
             options.output_dir,
             model=options.model if options.revision is None else f"{options.model}@{options.revision}",
@@ -69,6 +66,17 @@ def main(arguments: list[str] | None = None):
     except (OSError, ValueError) as error:
         parser.error(str(error))
     state.print(f"{len(drawings.files)} images of {len(prompts)} prompts are in {options.output_dir}.")
+
+
+def load(model: str, revision: str | None, dtype) -> DiffusionPipeline:
+    """
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    try:
+        return DiffusionPipeline.from_pretrained(model, revision=revision, torch_dtype=dtype, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"MODEL: '{model}' cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

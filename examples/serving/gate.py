@@ -10,6 +10,7 @@ from .settings import Settings
 
 
 BODY_SECONDS = 60  # for a body to arrive
+DISCARDED = 4  # times the limit are read of a body that is too large: who is cut off while it sends reads no answer
 
 
 class Gate:
@@ -67,19 +68,19 @@ class Gate:
 
     async def _with_body(self, scope, receive):
         """A `receive` that first gives the body, which is read here."""
-        limit, body, more = self.settings.max_body, bytearray(), True
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        limit, body, size, more = self.settings.max_body, bytearray(), 0, True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more and len(body) <= limit and int(length) <= limit:
+                while more and size <= DISCARDED * limit:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
-                    body += message.get("body", b"")
+                    size += len(message.get("body", b""))
+                    body += message.get("body", b"") if size <= limit else b""
                     more = message.get("more_body", False)
         except TimeoutError:
             raise RequestError(f"The body did not arrive within {BODY_SECONDS} s.", status=408) from None
-        if more:
+        if size > limit:
             raise RequestError(f"The body may have {limit} bytes.", status=413, code="body_too_large")
         messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 

@@ -141,8 +141,8 @@ def form(rng: random.Random) -> tuple[bytes, str]:
     return lines, f"multipart/form-data; boundary={rng.choice([boundary, 'other', ''])}"
 
 
-def request(rng: random.Random, max_body: int) -> bytes:
-    """A whole HTTP request, of which something is wrong."""
+def request(rng: random.Random, max_body: int) -> tuple[bytes, bool]:
+    """An HTTP request, of which something is wrong, and whether the connection is cut before its end."""
     kind, headers = rng.randrange(8), {"Content-Type": "application/json"}
     path = rng.choice(["/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"])
     method = "POST"
@@ -167,17 +167,17 @@ def request(rng: random.Random, max_body: int) -> bytes:
     headers |= {"Host": "x", "Content-Length": str(len(body)), "Connection": "close"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     whole = f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
-    return whole[: rng.randrange(len(whole))] if rng.random() < 0.1 else whole  # a cut connection
+    is_cut = rng.random() < 0.1
+    return whole[: rng.randrange(len(whole))] if is_cut else whole, is_cut
 
 
-def send(address: tuple[str, int], data: bytes, seconds: float = 30) -> int | None:
+def send(address: tuple[str, int], data: bytes, is_cut: bool, seconds: float = 60) -> int | None:
     """The status of the answer, `None` if there is none."""
+    answer = b""
     with socket.create_connection(address, seconds) as connection:
-        answer = b""
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            while piece := connection.recv(65536):
+            while not is_cut and (piece := connection.recv(65536)):
                 answer += piece
         except OSError:  # the server does not read it to its end
             pass

@@ -50,7 +50,7 @@ class ServerProcess:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=TOP)
 
     def wait(self):
-        for _ in range(1200):
+        for _ in range(3000):
             try:
                 with urllib.request.urlopen(self.url + "/health") as answer:
                     assert answer.status == 200

@@ -287,9 +287,11 @@ def test_malformed_requests_break_nothing(client, server, pipe):
     rng, statuses = random.Random(0), []
     address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
     for _ in range(100):
-        statuses.append(send(address, request(rng, 300_000)))
-    assert {status for status in statuses if status is not None} <= {200, 400, 404, 405, 413, 429}
-    assert sum(status == 400 for status in statuses) > 30
+        data, is_cut = request(rng, 300_000)
+        status = send(address, data, is_cut)
+        assert is_cut or status in (200, 400, 404, 405, 413), data[:2000]
+        statuses.append(status)
+    assert statuses.count(400) > 30 and statuses.count(200) > 0 and statuses.count(413) > 0
     answer = client.chat.completions.create(model="tiny", messages=question("hello"), max_tokens=8)
     assert answer.choices[0].message.content == expected_answer(pipe, "hello")
     assert server.metric("rosetta_requests_in_flight") == server.metric("rosetta_jobs_waiting") == 0

@@ -18,6 +18,7 @@ from tests.examples.serving_process import serving, serving_pipeline
 
 
 pytest.importorskip("ray.serve")
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine
 STEPS = 200  # so that a drawing takes long enough to be in flight when its replica dies
 
 

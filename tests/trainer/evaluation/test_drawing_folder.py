@@ -185,3 +185,6 @@ def test_the_command(pipe, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*command, "--seed=5"])
     assert "holds drawings with other prompts (seed was 0 and is 5)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nowhere"), *command[1:]])
+    assert "nowhere' cannot be loaded: " in capsys.readouterr().err
