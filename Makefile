@@ -47,11 +47,12 @@ benchmark: $(VENV)/installed
 # lmms-eval as it can be installed: its own requirements would replace torch and bring torchvision, which breaks
 # AutoProcessor beside torch's CPU build, and it does not start beside filelock 4.
 lmms-eval: .venv-lmms/installed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lmms/bin/python -m pytest tests/trainer/evaluation/test_lmms_harness.py
 
 .venv-lmms/installed: setup.cfg $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) "filelock <4" loguru tenacity \
-		--editable ".[train,hub,evaluation,test]"
+		pytest --editable ".[train,hub,evaluation]"
 	.venv-lmms/bin/python -m pip install --quiet --no-deps "lmms-eval ==0.7.3"
 	touch $@
 
