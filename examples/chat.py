@@ -21,12 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import TextStreamer  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from modeling_rosetta import decode_latents  # noqa: E402
+from trainer.evaluation.loading import load_pipeline  # noqa: E402
 
 
 class Chat(cmd.Cmd):
@@ -143,16 +143,10 @@ def main(arguments: list[str] | None = None, **files):
     parser.add_argument("--output_dir", type=Path, default=Path("drawings"))
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
-    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype, None)
-    if dtype is None:
-        parser.error(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got '{options.dtype}'")
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            options.model, revision=options.revision, torch_dtype=dtype, trust_remote_code=True
-        )
-    except (OSError, ValueError) as error:
-        parser.error(f"MODEL: '{options.model}' cannot be loaded. {error}")
-    pipe.to(options.device)
+        pipe = load_pipeline(options.model, options.device, options.dtype, options.revision)
+    except ValueError as error:
+        parser.error(f"{error}")
     pipe.set_progress_bar_config(desc="drawing", leave=False)
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {}
     Chat(

@@ -13,15 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
 from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trainer.evaluation.drawing import draw_prompts, read_prompts  # noqa: E402
+from trainer.evaluation.loading import load_pipeline  # noqa: E402
 
 
 def main(arguments: list[str] | None = None):
@@ -45,14 +44,11 @@ def main(arguments: list[str] | None = None):
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     state = PartialState()
-    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype, None)
-    if not (dtype == "auto" or isinstance(dtype, torch.dtype)):
-        parser.error(f"--dtype must be 'auto' or a type of torch such as 'bfloat16', got '{options.dtype}'")
     settings = ("height", "width", "num_inference_steps", "guidance_scale", "negative_prompt")
     try:
         prompts = read_prompts(options.prompts)
         drawings = draw_prompts(
-            load(options.model, options.revision, dtype).to(state.device),
+            load_pipeline(options.model, state.device, options.dtype, options.revision),
             prompts,
             options.output_dir,
             model=options.model if options.revision is None else f"{options.model}@{options.revision}",
@@ -66,17 +62,6 @@ def main(arguments: list[str] | None = None):
     except (OSError, ValueError) as error:
         parser.error(str(error))
     state.print(f"{len(drawings.files)} images of {len(prompts)} prompts are in {options.output_dir}.")
-
-
-def load(model: str, revision: str | None, dtype) -> DiffusionPipeline:
-    """
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    try:
-        return DiffusionPipeline.from_pretrained(model, revision=revision, torch_dtype=dtype, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"MODEL: '{model}' cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_what_it_cannot_do(chat, model, capsys):
     assert "What is to be drawn?" in said and "starts another conversation" in said
     with pytest.raises(SystemExit):
         main(["nowhere/none"])
-    assert "MODEL: 'nowhere/none' cannot be loaded" in capsys.readouterr().err
+    assert "The model 'nowhere/none' cannot be loaded" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(model), "--dtype=half-a-float"])
-    assert "--dtype must be 'auto' or a type of torch" in capsys.readouterr().err
+    assert "`dtype` must be 'auto' or a type of torch" in capsys.readouterr().err

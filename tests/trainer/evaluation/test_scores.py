@@ -17,6 +17,7 @@ from ranks import run_on_ranks  # noqa: E402
 
 from tests.modeling_rosetta.tiny_pipeline import tiny_pipeline  # noqa: E402
 from trainer.evaluation import Choices, ModelUnderTest, Question, Sample, evaluate  # noqa: E402
+from trainer.evaluation.loading import load_pipeline  # noqa: E402
 
 
 def model_under_test() -> ModelUnderTest:
@@ -154,3 +155,11 @@ def test_what_cannot_be_done_is_said_before_any_work(model, tmp_path, monkeypatc
     pipe = type(model.pipe)(model.model, None, None, model.pipe.processor)
     with pytest.raises(ValueError, match="does not draw"):
         evaluate(ModelUnderTest(pipe), [good, small_tasks.drawings()])
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_weights_are_loaded_as_they_were_saved(dtype, tmp_path):
+    """diffusers' own loading makes float32 of them."""
+    tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path)
+    expected = torch.bfloat16 if dtype == "auto" else torch.float32
+    assert load_pipeline(str(tmp_path), dtype=dtype).transformer.dtype == expected
