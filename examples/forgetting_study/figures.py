@@ -29,10 +29,12 @@ def draw_all(results: list[dict], folder: Path):
 
 def draw_frontier(results: list[dict], path: Path):
     """Retention against plasticity: the change of the text loss over the flow loss, a curve for each method over its
-    rates or strengths."""
+    rates or strengths; of the first seed, since a seed's flow losses differ from another's by more than a method's."""
     curves: dict[str, list[list[float]]] = {}
     for one in results:
-        point = [statistics.mean(one["after"]["flow loss"]), statistics.mean(one["change"]["text loss"])]
+        if one["arm"]["regime"] == "control":
+            continue  # it does not learn to draw
+        point = [one["after"]["flow loss"][0], one["change"]["text loss"][0]]
         curves.setdefault(_label(one["arm"]), []).append(point)
     figure, axis = plt.subplots(figsize=(8.5, 6), layout="constrained")
     for number, (name, points) in enumerate(curves.items()):
@@ -130,7 +132,9 @@ def draw_experts(results: list[dict], path: Path):
 def _label(arm: dict) -> str:
     fields = (arm[field] for field in ("architecture", "regime") if arm[field] not in ("rosetta", "none"))
     experts = [f"{arm['num_vae_experts']} experts"] if arm["num_vae_experts"] != 6 else []
-    return ", ".join([arm["name"], *fields, *experts])
+    # A method with strengths has a curve over them at the base rate.
+    rates = [f"rate {arm['learning_rate']:g}"] if arm["anchor_strength"] and arm["learning_rate"] != BASE_RATE else []
+    return ", ".join([arm["name"], *fields, *experts, *rates])
 
 
 def _style(number: int) -> dict:

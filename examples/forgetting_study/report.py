@@ -83,6 +83,8 @@ def table(results: list[dict]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     for one in results:
         name, architecture, regime, rate, strength = (one["arm"][field] for field in SHOWN)
+        if one["arm"]["num_vae_experts"] != 6:
+            name += f", {one['arm']['num_vae_experts']} experts"
         cells = [name, architecture, regime, f"{rate:g}", "" if strength is None else f"{strength:g}"]
         cells += [str(len(one["seeds"])), _spread(one["change"]["text loss"], "+.3f")]
         cells += [_spread(one["after"]["flow loss"], ".3f")]

@@ -111,7 +111,7 @@ def test_runs_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "| frozen | rosetta | none | 0.001 |  | 2 | +1.000 (1.414) | 1.000 (0.000) | 50.0% (0.0%) |" in said
     assert "| frozen, 0.5 new |" in said
-    assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 1.0]]
+    assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 0.0]]
     report.main(["--output_dir", str(tmp_path / "again"), "--results", str(tmp_path / "results.json")])
     assert frozen["dynamics"] == {"step": [20], "flow_loss": [1.2346]} and frozen["stages"]["LM"] == 2.0
     for name in ("frontier.json", "results.md"):
@@ -157,7 +157,7 @@ def test_figures_show_what_their_json_says(tmp_path):
     read = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in read)
     assert read["stages"]["rosetta, none"] == [4.0, 3.0, 3.0, 1.0, 3.0]
-    assert read["frontier"]["plain, 2 experts"] == [[0.6, 1.5]]
+    assert read["frontier"]["plain, 2 experts"] == [[0.5, 1.0]]
     assert read["experts"] == {
         "6": {"flow loss": [0.5, 0.7], "drawings": [0.25, 0.75]},
         "2": {"flow loss": [0.5, 0.7], "drawings": [0.25, 0.75]},
