@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from hub_upload import checkpoint_conversion, convert, revert
 from hub_upload.__main__ import main
 from hub_upload.weight_files import open_weights
-from modeling_rosetta import RosettaForCausalLMAndImageGeneration
+from modeling_rosetta import RosettaForCausalLMAndImageGeneration, RosettaPipeline, RosettaProcessor
 from modeling_rosetta.repository_rosetta import AUTO_MAP
 from tests.hub_upload import authors
 from tests.hub_upload.authors import ARCHITECTURES, LATENTS, OVERRIDES
-from tests.modeling_rosetta.tiny_pipeline import TOKENIZER, tiny_vae
+from tests.modeling_rosetta.test_pipeline_source_images import by_hand, draw, picture
+from tests.modeling_rosetta.tiny_pipeline import TOKENIZER, noise, tiny_vae
 
 
 # Runs where the project cannot be imported.
@@ -86,6 +88,23 @@ def test_a_stranger_draws_the_authors_latents(architecture, parts, tmp_path):
     last = results[f"{architecture}.step.5.latents"]
     torch.testing.assert_close(drawn["latents"], last, rtol=0, atol=LATENTS)
     assert drawn["size"] == (80, 48)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_draws_from_a_picture_as_an_uncached_forward(architecture, parts, tmp_path):
+    """In the layout of the authors' inference."""
+    save_file(authors.checkpoint(architecture, inference=True), tmp_path / "model.safetensors")
+    convert(tmp_path / "model.safetensors", tmp_path / "target", **parts)
+    model = RosettaForCausalLMAndImageGeneration.from_pretrained(tmp_path / "target").eval()
+    given = {"layout": "authors_inference", "image_embeds_from": ["noisy_latents", "pixel_values"]}
+    processor = RosettaProcessor.from_pretrained(tmp_path / "target", **given)
+    processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 64}
+    pipe = RosettaPipeline(model, tiny_vae(), FlowMatchEulerDiscreteScheduler(), processor)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = draw(pipe, "ab", image=picture(1), latents=noise(), guidance_scale=3.0, height=64, width=64)
+    torch.testing.assert_close(drawn, by_hand(pipe, "ab", picture(1), noise(), 3.0), rtol=0, atol=2e-5)
+    other = draw(pipe, "ab", image=picture(2), latents=noise(), guidance_scale=3.0, height=64, width=64)
+    assert not torch.allclose(drawn, other, atol=1e-3)
 
 
 def test_the_repository_is_complete(parts, source, tmp_path):
