@@ -17,6 +17,7 @@ from diffusers import AutoencoderKLFlux2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from examples.stoppable import stoppable  # noqa: E402
 from modeling_rosetta import RosettaProcessor  # noqa: E402
 from trainer.data import DataSource, write_latent_cache  # noqa: E402
 
@@ -50,4 +51,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

@@ -43,6 +43,7 @@ from examples.miniature.parts import digit_tasks  # noqa: E402
 from examples.miniature.report import save_drawn_digits  # noqa: E402
 from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 from modeling_rosetta import (  # noqa: E402
     RosettaForCausalLMAndImageGeneration,
     RosettaPipeline,
@@ -163,4 +164,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

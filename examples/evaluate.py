@@ -28,6 +28,7 @@ from transformers.utils import logging  # noqa: E402
 
 from examples.miniature.benchmarks import BENCHMARKS  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 from trainer.evaluation import Task, evaluate, library_versions, table1, write_report  # noqa: E402
 from trainer.evaluation.drawing import Judges  # noqa: E402
 from trainer.evaluation.drawing import tasks as drawing_tasks  # noqa: E402
@@ -162,4 +163,5 @@ def first(task: Task | DrawingTask, limit: int | None) -> Task | DrawingTask:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command goes on from the last batch that was answered."):
+        main()

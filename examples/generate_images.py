@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from examples.stoppable import stoppable  # noqa: E402
 from trainer.evaluation.drawing import draw_prompts, read_prompts  # noqa: E402
 from trainer.evaluation.loading import load_pipeline  # noqa: E402
 
@@ -65,4 +66,5 @@ def main(arguments: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command draws what is missing."):
+        main()

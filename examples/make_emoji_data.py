@@ -24,6 +24,7 @@ from examples.emoji.parts import make_parts  # noqa: E402
 from examples.emoji.pictures import PACKAGES, Pictures  # noqa: E402
 from examples.make_miniature_data import write_records  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 
 
 def main(arguments: list[str] | None = None):
@@ -58,4 +59,5 @@ def write_pictures(folder: Path, paragraphs: list[str], pictures: Pictures):
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

@@ -35,6 +35,7 @@ from examples.miniature.threads import use_one_thread  # noqa: E402
 from examples.miniature.tokenizer import train_tokenizer  # noqa: E402
 from examples.miniature.vae import train_vae  # noqa: E402
 from examples.miniature.vision import image_processor, train_vision_tower  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 
 
 def main():
@@ -96,4 +97,5 @@ def write_lines(file: Path, records):
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

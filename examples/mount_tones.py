@@ -31,6 +31,7 @@ from examples.miniature.mixture import Mixture  # noqa: E402
 from examples.miniature.progress import show_progress  # noqa: E402
 from examples.miniature.report import results_table  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 from modeling_rosetta import (  # noqa: E402
     RosettaForCausalLMAndImageGeneration,
     RosettaPipeline,
@@ -188,4 +189,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

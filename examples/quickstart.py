@@ -31,6 +31,7 @@ from examples.miniature.parts import VAE, VIT, digit_tasks, make_parts  # noqa: 
 from examples.miniature.report import results_table, save_drawn_digits, save_training_curves  # noqa: E402
 from examples.miniature.stage import SAMPLES_PER_STEP, stage_trainer  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 from modeling_rosetta import RosettaPipeline, mount, text_config_from_dense, upcycle  # noqa: E402
 from trainer import save_training_record, train_backbone, train_projectors, training_record  # noqa: E402
 
@@ -155,4 +156,5 @@ def formatted(figures: dict[str, float]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command starts anew."):
+        main()

@@ -27,6 +27,7 @@ from examples.forgetting_study.miniatures import MINIATURES  # noqa: E402
 from examples.forgetting_study.run import run_arm  # noqa: E402
 from examples.forgetting_study.starts import Starts  # noqa: E402
 from examples.miniature.threads import use_one_thread  # noqa: E402
+from examples.stoppable import stoppable  # noqa: E402
 
 
 ARMS = Path(__file__).parent / "arms.yaml"
@@ -98,4 +99,5 @@ def _claim(file: Path) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("The same command makes the runs that are missing."):
+        main()
