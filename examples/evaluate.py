@@ -87,6 +87,10 @@ def main(arguments: list[str] | None = None):
         judges = Judges.named(options.judges, str(device))
         stock = [name for name in names if options.protocol == "stock" and name in table1.TABLE1]
         own = [name for name in names if name not in stock]
+        if stock:
+            from trainer.evaluation.lm_harness import check_stock, stock_results
+
+            check_stock(stock)
         tasks = [task_of(name, options, model.pipe.processor.tokenizer, judges) for name in own]
         asked, drawn = ([task for task in tasks if isinstance(task, kind)] for kind in (Task, DrawingTask))
         if drawn:
@@ -106,8 +110,6 @@ def main(arguments: list[str] | None = None):
         for task, result in zip([*asked, *drawn], results, strict=True):
             result["num_all"] = task.num_samples
         if stock:
-            from trainer.evaluation.lm_harness import stock_results
-
             results += stock_results(model, stock, options.limit, options.batch_size, options.allow_code)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -97,6 +97,8 @@ def test_errors_are_one_sentence(folder, tmp_path, capsys, monkeypatch):
     )
     stock = ("--protocol", "stock", "--tasks", "arc_challenge", "ai2d")
     assert "'ai2d' has no stock task in lm-eval, only ['mmlu'" in fails(capsys, folder, *stock)
+    drawn = ("--protocol", "stock", "--tasks", "miniature_drawing", "ai2d", "--output", tmp_path)
+    assert "'ai2d' has no stock task" in fails(capsys, folder, *drawn) and not [*tmp_path.iterdir()]  # before all work
     assert "`dtype` must be" in fails(capsys, folder, "--tasks", "miniature_question", "--dtype", "half32")
 
 

@@ -37,6 +37,15 @@ class BareLetters(HFLM):
         return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
 
 
+def check_stock(names: list[str]):
+    """
+    Raises:
+        ValueError: if one has no task of the harness's own.
+    """
+    if unknown := [name for name in names if name not in STOCK]:
+        raise ValueError(f"{unknown[0]!r} has no stock task in lm-eval, only {[*STOCK]} have.")
+
+
 def stock_results(
     model, names: list[str], limit: int | None = None, batch_size: int = 8, allow_code: bool = False, **arguments
 ) -> list[dict]:
@@ -57,8 +66,7 @@ def stock_results(
     """
     from lm_eval import __version__, simple_evaluate
 
-    if unknown := [name for name in names if name not in STOCK]:
-        raise ValueError(f"{unknown[0]!r} has no stock task in lm-eval, only {[*STOCK]} have.")
+    check_stock(names)
     harness = HFLM(pretrained=model.model, tokenizer=model.pipe.processor.tokenizer, batch_size=batch_size)
     results = []
     for name in names:
@@ -111,4 +119,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["BareLetters", "STOCK", "TASKS", "main", "stock_results"]
+__all__ = ["BareLetters", "STOCK", "TASKS", "check_stock", "main", "stock_results"]
