@@ -44,10 +44,9 @@ def try_space(folder: Path, token: str | None, python: str = sys.executable) -> 
             "GRADIO_SERVER_NAME": "127.0.0.1",
             "GRADIO_SERVER_PORT": str(port),
         } | ({"HF_TOKEN": token} if token else {})
-        # -I: neither the current folder nor PYTHONPATH is searched for modules.
-        process = subprocess.Popen(
-            [python, "-I", str(RUN), str(folder)], env={**inherited, **environment}, stdout=said, stderr=said
-        )
+        # -I: neither the current folder nor PYTHONPATH is searched for modules. -B: nothing is written to `folder`.
+        command = [python, "-I", "-B", str(RUN), str(folder)]
+        process = subprocess.Popen(command, env={**inherited, **environment}, stdout=said, stderr=said)
         try:
             _wait(process, f"http://127.0.0.1:{port}/")
             return _ask(f"http://127.0.0.1:{port}/", f"{home}/answers")
