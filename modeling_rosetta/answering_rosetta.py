@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from .cache_names_rosetta import CACHE
 from .drawing_checks_rosetta import check_answer, grid_of
 from .flow_scheduler_rosetta import in_use, set_times
 from .latent_codec_rosetta import decode_latents, encode_images
@@ -175,7 +176,7 @@ class _Answer:
             output = self.model.generate(
                 **self.inputs,
                 **self.unread,
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 max_new_tokens=max(room),
                 eos_token_id=[*stops],
                 suppress_tokens=[*(forbidden - stops - {None})],
@@ -184,7 +185,7 @@ class _Answer:
                 streamer=None if self.on_item is None else AnswerStreamer(self, stops, room),
                 **{"do_sample": False, **generation},
             )
-            self.cache, self.unread, new = output.past_key_values, {}, output.sequences[:, length:]
+            self.cache, self.unread, new = output[CACHE], {}, output.sequences[:, length:]
         said = [_said(tokens, stops, pad, own) for tokens, own in zip(new.tolist(), room, strict=True)]
         self._append(new, [len(tokens) for tokens in said])
         is_open = [opens in tokens for tokens in said]
@@ -297,7 +298,7 @@ class _Answer:
             use_cache=True,
             logits_to_keep=1,
             **self.unread,
-        ).past_key_values
+        )[CACHE]
         self.unread = {}
 
     def _read_without_text(self):
@@ -308,9 +309,7 @@ class _Answer:
         own = [self.images[row] for row in self.rows]
         keys = {key for images in own for key in images}
         images = {key: torch.cat([images[key] for images in own if key in images]) for key in keys}
-        return self.model(
-            **{**self.inputs, "input_ids": ids}, **images, use_cache=True, logits_to_keep=1
-        ).past_key_values
+        return self.model(**{**self.inputs, "input_ids": ids}, **images, use_cache=True, logits_to_keep=1)[CACHE]
 
     def _keep(self, kept: list[int]):
         """Rows that are finished leave the batch."""

@@ -70,7 +70,7 @@ class RosettaConfig(PreTrainedConfig):
 
     model_type = "rosetta"
     sub_configs = {"vision_config": Qwen3VLVisionConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     default_theta = 1000000.0
     ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
 

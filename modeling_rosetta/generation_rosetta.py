@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from transformers.generation import GenerationMixin
 
+from .cache_names_rosetta import CACHE, cache_of
 from .continuation_rosetta import cached_length, positions_after, sources, without_cached
 
 
 class RosettaGenerationMixin(GenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         """M-RoPE positions (3, B, S) of the prompt, 0 for what is cached; `generate` extends them by one a token."""
-        cache, attention_mask = model_kwargs.get("past_key_values"), model_kwargs["attention_mask"]
+        cache, attention_mask = cache_of(model_kwargs), model_kwargs["attention_mask"]
         past_length, length = cached_length(cache), inputs_tensor.shape[1]
         token_type_ids = model_kwargs.get("token_type_ids")
         if token_type_ids is None:
@@ -30,7 +31,7 @@ class RosettaGenerationMixin(GenerationMixin):
         return F.pad(positions, (past_length, 0))
 
     def _validate_model_kwargs(self, model_kwargs):
-        own = {key for source in sources(self.config) for key in source.of_tokens}
+        own = {CACHE, *(key for source in sources(self.config) for key in source.of_tokens)}
         super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in own})
 
     @staticmethod
@@ -81,7 +82,7 @@ class RosettaGenerationMixin(GenerationMixin):
         """What an assistant proposes gets the type of the last column: one more than the tokens, which is text."""
         if token_type_ids is not None:
             kwargs["token_type_ids"] = F.pad(token_type_ids, (0, 1))
-        if cached_length(kwargs.get("past_key_values")) > 0 and kwargs.get("attention_mask") is None:
+        if cached_length(cache_of(kwargs)) > 0 and kwargs.get("attention_mask") is None:
             # `generate` has left out a mask of ones, which says that the tokens are the whole conversation.
             kwargs["attention_mask"] = torch.ones_like(kwargs["position_ids"][0])
         return super()._assisted_decoding(*args, **kwargs)
@@ -105,7 +106,7 @@ class RosettaGenerationMixin(GenerationMixin):
         is cached of it."""
         if expand_size > 1:
             types, positions = model_kwargs.get("token_type_ids"), model_kwargs.get("position_ids")
-            cache, repeated = model_kwargs.get("past_key_values"), {}
+            cache, repeated = cache_of(model_kwargs), {}
             if types is not None:
                 num_cached = 0
                 if cached_length(cache) > 0 and positions is not None:

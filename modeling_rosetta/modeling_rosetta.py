@@ -24,7 +24,7 @@ from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3MLP,
@@ -37,6 +37,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, can_r
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_blocks_rosetta import visible_blocks
+from .cache_names_rosetta import CACHE, takes_cache
 from .configuration_rosetta import RosettaConfig
 from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
 from .diffusers_methods_rosetta import DiffusersPreTrainedModel
@@ -230,6 +231,8 @@ class RosettaAttention(nn.Module):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        elif CACHE == "cache" and kwargs.get("cache") is not None:  # paged; before, the attention function did it
+            key, value = kwargs["cache"].update(key, value, self.layer_idx, kwargs=kwargs)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -313,7 +316,7 @@ class RosettaPreTrainedModel(DiffusersPreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["RosettaDecoderLayer"]  # and those of the ViT, where there is one
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = False  # its kernels ignore the full attention inside images
@@ -371,7 +374,7 @@ class Routing(NamedTuple):
 
 
 @dataclass
-class RosettaModelOutput(ModelOutput):
+class RosettaModelOutput(BaseModelOutputWithPast):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, S, D)`): after the final norm.
@@ -379,7 +382,7 @@ class RosettaModelOutput(ModelOutput):
             the final norm; what the velocity is read from.
         feature_hidden_states (`dict[str, torch.Tensor]`): the same `(L, D)` for features of a user's own, by the name
             of their token type.
-        past_key_values (`Cache`, *optional*)
+        past_key_values (`Cache`, *optional*): `cache` from transformers 5.24 on.
         router_logits (`tuple[dict[str, torch.Tensor]]`, *optional*): for each layer and pool, logits `(T_pool, E)`.
         hidden_states (`tuple[torch.Tensor]`, *optional*): the input of each layer and `last_hidden_state`,
             `(B, S, D)`; of layers that were not asked for, `None`.
@@ -387,13 +390,9 @@ class RosettaModelOutput(ModelOutput):
         routing (`Routing`, *optional*): what the balance loss is computed from, with `return_routing`.
     """
 
-    last_hidden_state: torch.Tensor | None = None
     latent_hidden_states: torch.Tensor | None = None
     feature_hidden_states: dict[str, torch.Tensor] | None = None
-    past_key_values: Cache | None = None
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     routing: Routing | None = None
 
 
@@ -503,6 +502,7 @@ class RosettaModel(RosettaPreTrainedModel):
         return positions, reached.amax(-1, keepdim=True) + 1 - length
 
     @capture_outputs
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -616,7 +616,7 @@ class RosettaModel(RosettaPreTrainedModel):
             feature_hidden_states={
                 name: hidden_states.flatten(0, 1)[positions] for name, positions in feature_positions.items()
             },
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             routing=Routing(layout, tuple(router_logits)) if return_routing else None,
         )
 
@@ -816,7 +816,7 @@ class RosettaModel(RosettaPreTrainedModel):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             position_ids=positions,
             and_mask_function=None if drafts is None else seen_by_itself(drafts),
             block_sequence_ids=blocks,
@@ -824,7 +824,7 @@ class RosettaModel(RosettaPreTrainedModel):
 
 
 @dataclass
-class RosettaOutput(ModelOutput):
+class RosettaOutput(CausalLMOutputWithPast):
     """
     Args:
         loss (`torch.Tensor`, *optional*): `text_loss + flow_loss_coef * (flow_loss + sum of feature_losses) +
@@ -837,14 +837,12 @@ class RosettaOutput(ModelOutput):
         feature_losses (`dict[str, torch.Tensor]`): squared error of the velocity a token, for generated token types
             of a user's own, by name.
         capacity_rate (`dict[str, torch.Tensor]`, *optional*): for each pool, see `routing_losses`.
-        past_key_values (`Cache`, *optional*)
+        past_key_values (`Cache`, *optional*): `cache` from transformers 5.24 on.
         router_logits: on request; for each layer and pool, logits `(T_pool, E)`.
         hidden_states: on request; the input of each layer and the last hidden state.
         attentions: on request; of each layer, `(B, H, S, K)`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     feature_velocities: dict[str, torch.Tensor] | None = None
     text_loss: torch.Tensor | None = None
@@ -852,10 +850,7 @@ class RosettaOutput(ModelOutput):
     feature_losses: dict[str, torch.Tensor] | None = None
     aux_loss: torch.Tensor | None = None
     capacity_rate: dict[str, torch.Tensor] | None = None
-    past_key_values: Cache | None = None
     router_logits: tuple[dict[str, torch.Tensor], ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenerationMixin):
@@ -885,6 +880,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
         return self.model.get_rope_index(*args, **kwargs)
 
     @can_return_tuple
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -1069,7 +1065,7 @@ class RosettaForCausalLMAndImageGeneration(RosettaPreTrainedModel, RosettaGenera
             feature_losses=feature_losses,
             aux_loss=aux_loss,
             capacity_rate=capacity_rate,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             router_logits=outputs.routing.router_logits if output_router_logits else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
+from .cache_names_rosetta import CACHE
 from .latent_codec_rosetta import MEDIA_KEYS, with_latents
 from .latent_roles_rosetta import EMPTY
 from .positions_rosetta import get_rope_index
@@ -137,7 +138,7 @@ class Prompts:
                 use_cache=True,
                 logits_to_keep=1,
                 **self._media_of(together if known is None else []),
-            ).past_key_values
+            )[CACHE]
             layers = [(layer.keys.chunk(len(together)), layer.values.chunk(len(together))) for layer in cache.layers]
             for place, kind in enumerate(together):
                 self._read[kind] = [(keys[place], values[place]) for keys, values in layers]

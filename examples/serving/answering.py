@@ -9,6 +9,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from modeling_rosetta import RosettaPipeline
+from modeling_rosetta.cache_names_rosetta import CACHE
 from modeling_rosetta.latent_codec_rosetta import with_latents
 
 from .jobs import Job
@@ -193,7 +194,8 @@ class Answers:
         of_answers = [i for i, job in enumerate(jobs) for _ in range(job.size)]
         index = torch.tensor(of_answers, device=self.model.device)
         self.rows = [_Answer(job, number, self.tokenizer) for job in jobs for number in range(job.size)]
-        self.cache, self.positions = output.past_key_values, output.past_key_values.next_positions.amax(-1)[index] - 1
+        self.cache = output[CACHE]
+        self.positions = self.cache.next_positions.amax(-1)[index] - 1
         self.mask = kept_rows(self.cache, batch["attention_mask"], of_answers)
         self._choose(output.logits[index, -1])
         self._join(*running)
