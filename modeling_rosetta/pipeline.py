@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 # name it cannot run such imports, so they stand here or in methods.
 if TYPE_CHECKING:
     from .buckets_rosetta import nearest_bucket  # noqa: F401
+    from .cache_names_rosetta import CACHE  # noqa: F401
     from .drawing_steps_rosetta import Step
     from .flow_scheduler_rosetta import in_use  # noqa: F401
     from .images_rosetta import read_image  # noqa: F401
