@@ -39,7 +39,8 @@ def test_a_tuple_holds_what_the_output_class_holds(rosetta, kinds):
         output = model(**prompt(kinds), output_router_logits=True, output_hidden_states=True)
         as_tuple = model(**prompt(kinds), output_router_logits=True, output_hidden_states=True, return_dict=False)
         assert len(as_tuple) == len(output.to_tuple()) > 2
-        assert torch.equal(as_tuple[0], output[0]) and torch.equal(as_tuple[-1][1], output.hidden_states[1])
+        hidden_states = as_tuple[[*output].index("hidden_states")]
+        assert torch.equal(as_tuple[0], output[0]) and torch.equal(hidden_states[1], output.hidden_states[1])
 
 
 @torch.no_grad()
