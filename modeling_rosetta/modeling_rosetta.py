@@ -20,7 +20,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations import use_experts_implementation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,10 +38,11 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_blocks_rosetta import visible_blocks
 from .cache_names_rosetta import CACHE, takes_cache
 from .configuration_rosetta import RosettaConfig
-from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after, sources
+from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after
 from .diffusers_methods_rosetta import DiffusersPreTrainedModel
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
+from .input_checks_rosetta import check_arguments, check_inputs
 from .latent_roles_rosetta import draft_index, is_drawn, seen_by_itself
 from .latents_rosetta import LatentIn, LatentOut, TimestepEmbedder, grid_sizes
 from .losses_rosetta import feature_flow_sum, flow_matching_sum, next_tokens, routing_losses, target_cross_entropy_sum
@@ -59,15 +59,6 @@ from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
 logger = logging.get_logger(__name__)
-
-# What transformers may give to any model, beside the parameters of `forward`.
-ARGUMENTS_OF_ALL_MODELS = (
-    "num_items_in_batch",
-    "output_hidden_states",
-    "output_attentions",
-    "output_router_logits",
-    "cache_position",
-)
 
 
 class RosettaRouter(nn.Module):
@@ -525,8 +516,9 @@ class RosettaModel(RosettaPreTrainedModel):
         **kwargs,
     ) -> RosettaModelOutput:
         """See [`RosettaForCausalLMAndImageGeneration.forward`]."""
-        self._check_arguments(kwargs)
-        self._check_inputs(
+        check_arguments(self.config, kwargs)
+        check_inputs(
+            self.config,
             input_ids,
             token_type_ids,
             inputs_embeds,
@@ -619,80 +611,6 @@ class RosettaModel(RosettaPreTrainedModel):
             **{CACHE: past_key_values},
             routing=Routing(layout, tuple(router_logits)) if return_routing else None,
         )
-
-    def _check_arguments(self, arguments: dict):
-        """`arguments` that no parameter took: features, and what transformers gives to all models."""
-        attention = self.config._attn_implementation
-        unknown = [k for k, value in arguments.items() if value is not None and k not in ARGUMENTS_OF_ALL_MODELS]
-        if unknown:
-            features = {key for source in sources(self.config) for key in source.of_tokens}
-            unknown = [key for key in unknown if key not in features]
-        if unknown and not isinstance(arguments.get("cache"), PagedAttentionCache):  # which brings its own
-            raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}.")
-        if arguments.get("output_attentions", self.config.output_attentions) and attention != "eager":
-            raise ValueError(f"`output_attentions` needs `attn_implementation` 'eager', got {attention!r}.")
-
-    def _check_inputs(
-        self,
-        input_ids,
-        token_type_ids,
-        inputs_embeds,
-        pixel_values,
-        image_grid_thw,
-        noisy_latents,
-        latent_grid_hw,
-        timesteps,
-        attention_mask,
-        sequence_ids,
-        position_ids,
-        past_key_values,
-    ):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        for source, given, companions in (
-            ("pixel_values", pixel_values, {"image_grid_thw": image_grid_thw}),
-            ("noisy_latents", noisy_latents, {"latent_grid_hw": latent_grid_hw, "timesteps": timesteps}),
-        ):
-            grid_key, grid = next(iter(companions.items()))
-            if given is None and input_ids is not None and grid is not None and len(grid) > 0:
-                raise ValueError(f"`{grid_key}` needs `{source}` beside it, which is missing.")
-            if given is None or len(given) == 0:
-                continue
-            if self.config.token_type_index(source) is None:
-                raise ValueError(f"`{source}` was given, but no token type of this model embeds from it.")
-            for name, value in {"token_type_ids": token_type_ids, **companions}.items():
-                if value is None:
-                    raise ValueError(f"`{source}` needs `{name}` beside it, which is missing.")
-        if noisy_latents is not None:
-            images, latents = len(latent_grid_hw), sum(height * width for height, width in grid_sizes(latent_grid_hw))
-            if tuple(noisy_latents.shape) != (latents, self.config.latent_channels):
-                raise ValueError(
-                    f"`noisy_latents` must have shape ({latents}, {self.config.latent_channels}), as `latent_grid_hw` "
-                    f"and the configuration say, got {tuple(noisy_latents.shape)}."
-                )
-            if tuple(timesteps.shape) != (images,):
-                raise ValueError(f"`timesteps` must have shape ({images},), got {tuple(timesteps.shape)}.")
-        tokens = tuple((inputs_embeds if input_ids is None else input_ids).shape[:2])
-        if isinstance(token_type_ids, int):
-            if not 0 <= token_type_ids < len(self.config.token_types):
-                raise ValueError(
-                    f"`token_type_ids` must be below {len(self.config.token_types)}, got {token_type_ids}."
-                )
-        elif token_type_ids is not None and tuple(token_type_ids.shape) != tokens:
-            raise ValueError(f"`token_type_ids` must have shape {tokens}, got {tuple(token_type_ids.shape)}.")
-        if position_ids is not None:
-            shape = tuple(position_ids.shape)
-            if shape not in {(*axes, rows, tokens[1]) for axes in ((), (3,)) for rows in (1, tokens[0])}:
-                raise ValueError(f"`position_ids` must have shape {tokens} or {(3, *tokens)}, got {shape}.")
-        past_length = 0 if torch.compiler.is_compiling() else cached_length(past_key_values)
-        if past_length > 0 and attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape[1] < past_length + tokens[1]:
-                raise ValueError(
-                    f"`attention_mask` must cover the {past_length} tokens in `past_key_values` and the {tokens[1]} "
-                    f"new ones, got {attention_mask.shape[1]} columns."
-                )
-        if sequence_ids is not None and past_key_values is not None:
-            raise ValueError("`sequence_ids` (packed rows) cannot be combined with `past_key_values`.")
 
     def _embed_images(self, pixel_values, image_grid_thw) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Features (L_vit, D) at the ViT positions, and the DeepStack features of the same shape."""
