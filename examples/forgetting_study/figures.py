@@ -31,14 +31,14 @@ def draw_frontier(results: list[dict], path: Path):
     """Retention against plasticity: the change of the text loss over the flow loss, a curve for each method over its
     rates or strengths; of the first seed, since a seed's flow losses differ from another's by more than a method's."""
     curves: dict[str, list[list[float]]] = {}
-    for one in results:
+    for one in sorted(results, key=lambda one: _dose(one["arm"])):
         if one["arm"]["regime"] == "control":
             continue  # it does not learn to draw
         point = [one["after"]["flow loss"][0], one["change"]["text loss"][0]]
-        curves.setdefault(_label(one["arm"]), []).append(point)
+        curves.setdefault(_label(one["arm"]).split(", 0.")[0], []).append(point)
     figure, axis = plt.subplots(figsize=(8.5, 6), layout="constrained")
-    for number, (name, points) in enumerate(curves.items()):
-        axis.plot(*zip(*sorted(points), strict=True), label=name, **_style(number))
+    for number, (name, points) in enumerate(sorted(curves.items())):
+        axis.plot(*zip(*points, strict=True), label=name, **_style(number))
     axis.set_yscale("symlog", linthresh=0.01)
     axis.set(
         xlabel="flow loss of held-out drawings (plasticity: to the left)",
@@ -127,6 +127,13 @@ def draw_experts(results: list[dict], path: Path):
             axis.plot(sorted(points), [statistics.mean(points[number][key]) for number in sorted(points)], color="C0")
             axis.set(xlabel="experts that draw", ylabel=key)
         _save(figure, path, points)
+
+
+def _dose(arm: dict) -> float:
+    """What changes along a curve: the strength, the rate, or the share of new weights in an average."""
+    if " new" in arm["name"]:
+        return float(arm["name"].split()[-2])
+    return arm["anchor_strength"] or (1.0 if arm["averages"] else arm["learning_rate"])
 
 
 def _label(arm: dict) -> str:

@@ -27,6 +27,6 @@ MINIATURES = {
         make_parts, {"LM": 60, "projectors": 60, "MMU": 500, "T2I": 600}, Path("outputs/forgetting_study")
     ),
     "emoji": Miniature(
-        make_emoji_parts, {"LM": 60, "projectors": 60, "MMU": 800, "T2I": 800}, Path("outputs/emoji_study")
+        make_emoji_parts, {"LM": 300, "projectors": 300, "MMU": 4000, "T2I": 2000}, Path("outputs/emoji_study")
     ),
 }
