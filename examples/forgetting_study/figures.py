@@ -130,10 +130,10 @@ def draw_experts(results: list[dict], path: Path):
 
 
 def _dose(arm: dict) -> float:
-    """What changes along a curve: the strength, the rate, or the share of new weights in an average."""
-    if " new" in arm["name"]:
-        return float(arm["name"].split()[-2])
-    return arm["anchor_strength"] or (1.0 if arm["averages"] else arm["learning_rate"])
+    """What changes along a curve: the strength, the rate or, of averages, how little of the new weights is in them."""
+    if arm["name"].endswith(" new"):
+        return 1 / float(arm["name"].split()[-2])
+    return arm["anchor_strength"] or arm["learning_rate"]
 
 
 def _label(arm: dict) -> str:

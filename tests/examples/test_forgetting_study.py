@@ -111,7 +111,7 @@ def test_runs_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "| frozen | rosetta | none | 0.001 |  | 2 | +1.000 (1.414) | 1.000 (0.000) | 50.0% (0.0%) |" in said
     assert "| frozen, 0.5 new |" in said
-    assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 0.0]]
+    assert json.loads((tmp_path / "frontier.json").read_text())["frozen"] == [[1.0, 0.0], [1.0, 0.5]]  # and averaged
     report.main(["--output_dir", str(tmp_path / "again"), "--results", str(tmp_path / "results.json")])
     assert frozen["dynamics"] == {"step": [20], "flow_loss": [1.2346]} and frozen["stages"]["LM"] == 2.0
     for name in ("frontier.json", "results.md"):
