@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
 
-from transformers.cache_utils import Cache
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -16,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 CACHE = next(field.name for field in fields(BaseModelOutputWithPast) if field.name in ("cache", "past_key_values"))
 
 
-def cache_of(arguments: dict) -> Cache | None:
+def cache_of(arguments: dict):
     """The cache among the arguments of a model."""
     return arguments.get("past_key_values") if arguments.get("cache") is None else arguments["cache"]
 

@@ -126,7 +126,7 @@ class RosettaGenerationMixin(GenerationMixin):
 
     def _repeat_images_and_features(self, token_type_ids, times: int, inputs: dict) -> dict[str, torch.Tensor]:
         """Those of one prompt (a row of `token_type_ids`) stand together, in the order of the prompts."""
-        entries = {}  # of each key, how many belong to each prompt
+        entries: dict[str, torch.Tensor] = {}  # of each key, how many belong to each prompt
         for source in sources(self.config):
             tokens = (token_type_ids == source.token_type).sum(-1)
             if source.of_images:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "anchor.safetensors"
 STORAGES = ("float32", "bfloat16", "cpu")
 SUFFIX = ".safetensors"
-SLICE_NUMEL = 2**20
+SLICE_NUMEL, CPU_SLICE_NUMEL = 2**20, 2**18  # the latter's pieces stay in the processor's cache
 
 
 def find_importances(source: str | os.PathLike) -> Path:
@@ -165,8 +165,10 @@ class Anchor:
 
 
 def _pull_to(weight: torch.Tensor, start: torch.Tensor, importance: torch.Tensor, strength: float, rate):
-    rows = max(1, SLICE_NUMEL * len(torch.atleast_1d(weight)) // max(1, weight.numel()))
-    pieces = (torch.atleast_1d(tensor).split(rows) for tensor in (weight, start, importance))
+    pieces = [(tensor,) for tensor in (weight, start, importance)]
+    if weight.is_contiguous():
+        size = CPU_SLICE_NUMEL if weight.device.type == "cpu" else SLICE_NUMEL
+        pieces = [tensor.view(-1).split(size) for (tensor,) in pieces]
     for weight, start, importance in zip(*pieces, strict=True):
         start = start.to(weight.device, non_blocking=True)
         if math.isinf(strength):

@@ -50,7 +50,7 @@ def _importances(layer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("storage", ["float32", "cpu"])
 def test_it_takes_the_proximal_step(storage, layer, monkeypatch):
-    monkeypatch.setattr("trainer.optimizer.anchor.SLICE_NUMEL", 6)  # more than one piece of the weight
+    monkeypatch.setattr("trainer.optimizer.anchor.CPU_SLICE_NUMEL", 6)  # more than one piece of the weight
     layer, optimizer, anchored, step = layer
     starts = {name: param.detach().clone() for name, param in layer.named_parameters()}
     step()
