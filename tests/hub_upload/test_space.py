@@ -127,6 +127,7 @@ def test_downloaded_again_it_serves_the_app(hub, released, tries, tmp_path):
     found = try_space(tmp_path / "space", "write")
     assert folder == str(tmp_path / "space") and found["drawings"] == 1 and isinstance(found["answer"], str)
     assert not [request for request in hub.requests if "gradio-" in request]  # the page tells nobody of itself
+    assert not [*(tmp_path / "space").rglob("*.pyc")]  # what is tried is what is sent
     (tmp_path / "space" / "app.py").write_text("import modeling_rosetta\n")
     with pytest.raises(ValueError, match="without the project:(.|\n)*import of modeling_rosetta halted"):
         try_space(tmp_path / "space", "write")
