@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "anchor.safetensors"
 STORAGES = ("float32", "bfloat16", "cpu")
 SUFFIX = ".safetensors"
-SLICE_NUMEL, CPU_SLICE_NUMEL = 2**20, 2**18  # the latter's pieces stay in the processor's cache
+SLICE_NUMEL, CPU_SLICE_NUMEL = 2**20, 2**19  # the latter's pieces stay in the processor's cache
 
 
 def find_importances(source: str | os.PathLike) -> Path:
@@ -169,13 +169,15 @@ def _pull_to(weight: torch.Tensor, start: torch.Tensor, importance: torch.Tensor
     if weight.is_contiguous():
         size = CPU_SLICE_NUMEL if weight.device.type == "cpu" else SLICE_NUMEL
         pieces = [tensor.view(-1).split(size) for (tensor,) in pieces]
+    pulls, wholes = (torch.empty_like(pieces[0][0]) for _ in range(2))  # for all pieces: memory anew costs its time
     for weight, start, importance in zip(*pieces, strict=True):
         start = start.to(weight.device, non_blocking=True)
         if math.isinf(strength):
             weight.copy_(start)
             continue
-        pull = importance.to(weight.device, weight.dtype, non_blocking=True) * (strength * rate)
-        weight.lerp_(start, pull.div_(1 + pull))
+        importance = importance.to(weight.device, weight.dtype, non_blocking=True)
+        pull = torch.mul(importance, strength * rate, out=pulls[: len(weight)])
+        weight.lerp_(start, pull.div_(torch.add(pull, 1, out=wholes[: len(weight)])))
 
 
 def _relative(importances: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
