@@ -6,6 +6,7 @@ take both names, under any version.
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from inspect import signature
 
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -33,6 +34,7 @@ def takes_cache(forward: Callable) -> Callable:
             del kwargs["cache"]
         return forward(self, *args, **kwargs)
 
+    with_cache.__signature__ = signature(forward)  # type: ignore[attr-defined]  # `generate` reads it for each token
     return with_cache
 
 
