@@ -40,6 +40,7 @@ from .cache_names_rosetta import CACHE, takes_cache
 from .configuration_rosetta import RosettaConfig
 from .continuation_rosetta import cached_length, holds_cached, keep_positions, new_part, positions_after
 from .diffusers_methods_rosetta import DiffusersPreTrainedModel
+from .experts_interface_rosetta import RosettaExpertsInterface
 from .features_rosetta import FeatureIn, FeatureOut
 from .generation_rosetta import RosettaGenerationMixin
 from .input_checks_rosetta import check_arguments, check_inputs
@@ -80,8 +81,8 @@ class RosettaRouter(nn.Module):
         return logits, weights / weights.sum(-1, keepdim=True), index
 
 
-@use_experts_implementation
-class RosettaGroupedExperts(nn.Module):
+@use_experts_implementation(experts_interface=RosettaExpertsInterface())
+class RosettaExperts(nn.Module):
     """The experts of one pool, fused into two weights and run by the experts implementation of the configuration."""
 
     def __init__(self, config: RosettaConfig, num_experts: int):
@@ -111,30 +112,6 @@ class RosettaGroupedExperts(nn.Module):
             expert_output = expert_output * top_k_weights[token, choice, None]
             output = output.index_add(0, token, expert_output.to(output.dtype))
         return output
-
-
-class RosettaExperts(RosettaGroupedExperts):
-    """[`RosettaGroupedExperts`], but for a single token on a CPU, where grouping takes longer than it saves."""
-
-    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
-        """As [`RosettaGroupedExperts.forward`]."""
-        is_single = len(hidden_states) == 1 and hidden_states.device.type == "cpu"
-        if not is_single or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(hidden_states, top_k_index, top_k_weights)
-        gate_up_proj, down_proj = self.gate_up_proj, self.down_proj
-        outputs = []
-        for expert in top_k_index[0].tolist():
-            gate, up = _of_one_token(gate_up_proj[expert], hidden_states).chunk(2, dim=-1)
-            outputs.append(_of_one_token(down_proj[expert], self.act_fn(gate) * up))
-        return (top_k_weights @ torch.cat(outputs)).to(hidden_states.dtype)
-
-
-def _of_one_token(weight: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """`F.linear` of (1, I) to (1, O)."""
-    if weight.dtype != torch.float32 or len(weight) % 2:
-        return F.linear(token, weight)
-    # MKL multiplies a batch of two halves with a vector in half the time that it takes for the whole.
-    return torch.bmm(weight.unflatten(0, (2, -1)), token.mT.expand(2, -1, 1)).view(1, -1)
 
 
 class RosettaExpertPool(nn.Module):
@@ -199,7 +176,7 @@ class RosettaAttentionStream(nn.Module):
         self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(T, D) to queries (T, H, d), keys and values (T, H_kv, d)."""
+        """(..., D) to queries (..., H, d), keys and values (..., H_kv, d)."""
         per_head = (-1, self.head_dim)
         return (
             self.q_norm(self.q_proj(hidden_states).unflatten(-1, per_head)),
@@ -232,17 +209,8 @@ class RosettaAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, D) to (B, S, D) and, from eager attention, its weights (B, H, S, K); `attention_blocks` are the
         [`visible_blocks`] of `attention_mask`."""
-        batch_and_length = hidden_states.shape[:2]
-        projected = [
-            stream(tokens)
-            for stream, tokens in zip(
-                self.streams.values(), layout.streams.split(hidden_states.flatten(0, 1)), strict=True
-            )
-        ]
-        query, key, value = (
-            layout.streams.merge(list(parts)).unflatten(0, batch_and_length).transpose(1, 2)
-            for parts in zip(*projected, strict=True)
-        )
+        projected = layout.streams.map(self.streams.values(), hidden_states)
+        query, key, value = (part.transpose(1, 2) for part in projected)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -263,9 +231,8 @@ class RosettaAttention(nn.Module):
                 ],
                 dim=1,
             )
-        parts = layout.streams.split(output.flatten(0, 1).flatten(1))
-        output = [stream.o_proj(tokens) for stream, tokens in zip(self.streams.values(), parts, strict=True)]
-        return layout.streams.merge(output).unflatten(0, batch_and_length), weights
+        output_projections = [stream.o_proj for stream in self.streams.values()]
+        return layout.streams.map(output_projections, output.flatten(2)), weights
 
 
 class RosettaDecoderLayer(GradientCheckpointingLayer):
@@ -293,9 +260,9 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         """(B, S, D) to (B, S, D), with DeepStack features (L_vit, D) added at `vision_positions` (L_vit,), and the
         router logits (T_pool, E) of each pool. What has a gradient goes in by position and comes out in one tuple of
         tensors: reentrant checkpointing loses all else."""
-        normed = self._norm(self.input_layernorm, hidden_states, layout.streams)
+        normed = layout.streams.map(self.input_layernorm.values(), hidden_states)
         hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)[0]
-        normed = self._norm(self.post_attention_layernorm, hidden_states, layout.streams)
+        normed = layout.streams.map(self.post_attention_layernorm.values(), hidden_states)
         output, router_logits = self.mlp(normed.flatten(0, 1), layout)
         hidden_states = hidden_states + output.view_as(hidden_states)
         if deepstack_features is not None:
@@ -304,15 +271,6 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
             )
             hidden_states = added.view_as(hidden_states)
         return hidden_states, *router_logits.values()
-
-    @staticmethod
-    def _norm(norms: nn.ModuleDict, hidden_states: torch.Tensor, streams: TokenGroups) -> torch.Tensor:
-        if len(norms) == 1:
-            (norm,) = norms.values()
-            return norm(hidden_states)
-        parts = streams.split(hidden_states.flatten(0, 1))
-        normed = [norm(tokens) for norm, tokens in zip(norms.values(), parts, strict=True)]
-        return streams.merge(normed).view_as(hidden_states)
 
 
 class RosettaVisionModel(Qwen3VLVisionModel):

@@ -1,5 +1,6 @@
 """Which module handles which token: read off the token types of the configuration, once a forward pass."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,19 @@ class TokenGroups:
                 merged = torch.where(is_of_group.view(-1, *[1] * (part.ndim - 1)), part, merged)
             return merged
         return torch.cat(parts).index_select(0, self.inverse)
+
+    def map(self, modules: Iterable[Callable], hidden_states: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """(B, S, ...) to what the module of each token's group, one for each, makes of it: a tensor or several."""
+        if self.num_groups == 1:
+            (module,) = modules
+            return module(hidden_states)
+        parts = self.split(hidden_states.flatten(0, 1))
+        outputs = [module(part) for module, part in zip(modules, parts, strict=True)]
+        if torch.is_tensor(outputs[0]):
+            return self.merge(outputs).unflatten(0, hidden_states.shape[:2])
+        return tuple(
+            self.merge(list(output)).unflatten(0, hidden_states.shape[:2]) for output in zip(*outputs, strict=True)
+        )
 
     def split_mask(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A boolean mask (T,) to one (T_group,) a group, false at tokens that a group gets but that are another's."""

@@ -1,0 +1,67 @@
+"""How experts run: as transformers runs them, but in inference on a CPU."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+
+
+class RosettaExpertsInterface(ExpertsInterface):
+    """Transformers' implementations of experts, but for `"grouped_mm"`, which is [`grouped_experts_forward`]."""
+
+    def get_interface(self, experts_implementation: str, default: Callable) -> Callable:
+        if experts_implementation == "grouped_mm":
+            return grouped_experts_forward
+        return super().get_interface(experts_implementation, default)
+
+
+def grouped_experts_forward(
+    experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """
+    On a CPU grouped products are one after another anyway. In inference so is all else here, while what an expert
+    makes of its tokens is in the processor's cache; with gradients and on other devices it is transformers' own.
+
+    Args:
+        experts ([`~modeling_rosetta.RosettaExperts`])
+        hidden_states (`(T, D)`)
+        top_k_index, top_k_weights (`(T, K)`)
+
+    Returns:
+        `torch.Tensor` of shape `(T, D)`.
+    """
+    # Reentrant checkpointing trains without gradients, too.
+    is_inference = not (experts.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if not is_inference or hidden_states.device.type != "cpu" or experts._is_expert_parallel or not len(hidden_states):
+        return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+    if len(hidden_states) == 1:
+        parts, inverse = dict.fromkeys(top_k_index[0].tolist(), hidden_states), slice(None)
+    else:
+        chosen, order = top_k_index.flatten().sort()
+        sizes = torch.bincount(chosen, minlength=experts.num_experts).tolist()
+        by_expert = enumerate(hidden_states[order // top_k_index.shape[1]].split(sizes))
+        parts, inverse = {expert: tokens for expert, tokens in by_expert if len(tokens) > 0}, order.argsort()
+    gate_up_proj, down_proj = experts.gate_up_proj, experts.down_proj
+    outputs = []
+    for expert, tokens in parts.items():
+        gate, up = _in_halves(tokens, gate_up_proj[expert])
+        hidden, down = experts.act_fn(gate).mul_(up), down_proj[expert]
+        outputs.append(torch.cat(_in_halves(hidden, down), dim=-1) if len(tokens) == 1 else F.linear(hidden, down))
+    output = torch.cat(outputs)[inverse].view(*top_k_index.shape, -1)
+    return (output * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
+
+
+def _in_halves(tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`F.linear` of (T, I) in two halves (T, O / 2). MKL multiplies fp32 by a batch of the two halves of a weight faster
+    than by the whole, a single token in half the time."""
+    if weight.dtype != torch.float32:
+        return F.linear(tokens, weight).chunk(2, dim=-1)
+    tokens, halves = tokens.expand(2, -1, -1), weight.view(2, -1, weight.shape[1])
+    if tokens.shape[1] == 1:
+        return torch.bmm(halves, tokens.mT).mT.unbind()
+    return torch.bmm(tokens, halves.mT).unbind()
+
+
+__all__ = ["RosettaExpertsInterface", "grouped_experts_forward"]
