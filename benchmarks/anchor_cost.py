@@ -37,7 +37,8 @@ def main():
     torch.manual_seed(0)
     config = RosettaConfig(**SIZES, **VISUAL_SIZES, intermediate_size=EXPERT_WIDTH)
     model = RosettaForCausalLMAndImageGeneration(config).train()
-    optimizer = MAOPAdamW(diff_lr_groups(model, config, learning_rate=1e-5), lr=1e-5, fused=True)  # as the Trainer does
+    groups = diff_lr_groups(model, config, learning_rate=1e-5)
+    optimizer = MAOPAdamW(groups, lr=1e-5, fused=True)  # as the Trainer does
     batch = mixed_batch()
 
     def gradients():

@@ -34,28 +34,32 @@ def grouped_experts_forward(
     """
     # Reentrant checkpointing trains without gradients, too.
     is_inference = not (experts.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if not is_inference or hidden_states.device.type != "cpu" or experts._is_expert_parallel or not len(hidden_states):
+    if not is_inference or hidden_states.device.type != "cpu" or experts._is_expert_parallel:
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+    if len(hidden_states) == 0:
+        return hidden_states
     if len(hidden_states) == 1:
-        parts, inverse = dict.fromkeys(top_k_index[0].tolist(), hidden_states), slice(None)
+        tokens_of = [(expert, hidden_states) for expert in top_k_index[0].tolist()]
+        inverse = slice(None)
     else:
         chosen, order = top_k_index.flatten().sort()
         sizes = torch.bincount(chosen, minlength=experts.num_experts).tolist()
-        by_expert = enumerate(hidden_states[order // top_k_index.shape[1]].split(sizes))
-        parts, inverse = {expert: tokens for expert, tokens in by_expert if len(tokens) > 0}, order.argsort()
+        tokens_of = list(enumerate(hidden_states[order // top_k_index.shape[1]].split(sizes)))
+        inverse = order.argsort()
     gate_up_proj, down_proj = experts.gate_up_proj, experts.down_proj
     outputs = []
-    for expert, tokens in parts.items():
-        gate, up = _in_halves(tokens, gate_up_proj[expert])
-        hidden, down = experts.act_fn(gate).mul_(up), down_proj[expert]
-        outputs.append(torch.cat(_in_halves(hidden, down), dim=-1) if len(tokens) == 1 else F.linear(hidden, down))
+    for expert, tokens in tokens_of:
+        if len(tokens) > 0:
+            gate, up = _in_halves(tokens, gate_up_proj[expert])
+            hidden, down = experts.act_fn(gate).mul_(up), down_proj[expert]
+            outputs.append(torch.cat(_in_halves(hidden, down), -1) if len(tokens) == 1 else F.linear(hidden, down))
     output = torch.cat(outputs)[inverse].view(*top_k_index.shape, -1)
     return (output * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
 
 
 def _in_halves(tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """`F.linear` of (T, I) in two halves (T, O / 2). MKL multiplies fp32 by a batch of the two halves of a weight faster
-    than by the whole, a single token in half the time."""
+    """`F.linear` of (T, I) in two halves (T, O / 2). MKL multiplies fp32 by a batch of the two halves of a weight
+    faster than by the whole, a single token in half the time."""
     if weight.dtype != torch.float32:
         return F.linear(tokens, weight).chunk(2, dim=-1)
     tokens, halves = tokens.expand(2, -1, -1), weight.view(2, -1, weight.shape[1])

@@ -56,7 +56,7 @@ from .positions_rosetta import (
     positions_in_sequence,
 )
 from .quantization_rosetta import is_packed, weight_of
-from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
+from .token_layout_rosetta import TokenLayout, token_layout
 
 
 logger = logging.get_logger(__name__)

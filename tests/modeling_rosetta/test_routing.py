@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_rosetta import experts_interface_rosetta
 from modeling_rosetta.losses_rosetta import routing_losses
 from tests.conftest import sample, tiny_model
 
@@ -55,6 +56,38 @@ def test_experts_implementations_agree(model):
             outputs.append(model(**batch))
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(outputs[0].velocity, outputs[1].velocity, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 40])
+def test_experts_of_a_few_and_many_tokens_are_the_reference(rosetta, num_tokens, dtype):
+    experts = rosetta.model.layers[0].mlp.pools["vae"].experts.to(dtype)
+    hidden_states, weights = torch.randn(num_tokens, 32, dtype=dtype), torch.rand(num_tokens, 2, dtype=dtype)
+    index = torch.randint(1, experts.num_experts, (num_tokens, 2))  # an expert without tokens, and some twice a token
+    given = hidden_states.clone()
+    outputs = []
+    for implementation in ("grouped_mm", "eager"):
+        rosetta.set_experts_implementation({"": implementation})
+        outputs.append(experts(hidden_states, index, weights))
+    assert outputs[0].dtype == dtype and torch.equal(hidden_states, given)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=tolerance, atol=tolerance)
+
+
+def test_experts_that_train_run_as_transformers_has_them(rosetta, monkeypatch):
+    """Also without gradients, as reentrant checkpointing does first."""
+    ran = []
+    monkeypatch.setattr(
+        experts_interface_rosetta, "grouped_mm_experts_forward", lambda experts, *args: ran.append(experts) or args[0]
+    )
+    experts = rosetta.model.layers[0].mlp.pools["vae"].experts
+    arguments = torch.randn(3, 32), torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 2)
+    for training, grad, runs in ((True, False, 1), (True, True, 1), (False, True, 1), (False, False, 0)):
+        ran.clear()
+        with torch.set_grad_enabled(grad):
+            experts.train(training)(*arguments)
+        assert len(ran) == runs, (training, grad)
 
 
 def test_routers_compute_in_fp32_under_autocast_and_in_bf16(rosetta):
