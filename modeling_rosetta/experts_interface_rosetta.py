@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
+from .quantization_rosetta import WEIGHTS, is_packed, weight_of
+
 
 class RosettaExpertsInterface(ExpertsInterface):
     """Transformers' implementations of experts, but for `"grouped_mm"`, which is [`grouped_experts_forward`]."""
@@ -38,23 +40,30 @@ def grouped_experts_forward(
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     if len(hidden_states) == 0:
         return hidden_states
-    if len(hidden_states) == 1:
-        tokens_of = [(expert, hidden_states) for expert in top_k_index[0].tolist()]
-        inverse = slice(None)
-    else:
-        chosen, order = top_k_index.flatten().sort()
-        sizes = torch.bincount(chosen, minlength=experts.num_experts).tolist()
-        tokens_of = list(enumerate(hidden_states[order // top_k_index.shape[1]].split(sizes)))
-        inverse = order.argsort()
-    gate_up_proj, down_proj = experts.gate_up_proj, experts.down_proj
+    # Packed weights are unpacked as they are needed, one expert's at a time; others may be computed, for all at once.
+    whole = {name: None if is_packed(experts, name) else getattr(experts, name) for name in WEIGHTS}
+    parts, order = _by_expert(hidden_states, top_k_index, experts.num_experts)
     outputs = []
-    for expert, tokens in tokens_of:
-        if len(tokens) > 0:
-            gate, up = _in_halves(tokens, gate_up_proj[expert])
-            hidden, down = experts.act_fn(gate).mul_(up), down_proj[expert]
-            outputs.append(torch.cat(_in_halves(hidden, down), -1) if len(tokens) == 1 else F.linear(hidden, down))
-    output = torch.cat(outputs)[inverse].view(*top_k_index.shape, -1)
-    return (output * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
+    for expert, tokens in parts:
+        gate_up, down = (weight_of(experts, n, expert) if w is None else w[expert] for n, w in whole.items())
+        gate, up = _in_halves(tokens, gate_up)
+        hidden = experts.act_fn(gate).mul_(up)
+        outputs.append(torch.cat(_in_halves(hidden, down), -1) if len(tokens) == 1 else F.linear(hidden, down))
+    output = torch.cat(outputs)
+    if order is not None:
+        output = output.index_select(0, order.argsort())
+    return torch.bmm(top_k_weights[:, None], output.view(*top_k_index.shape, -1)).squeeze(1).to(hidden_states.dtype)
+
+
+def _by_expert(hidden_states: torch.Tensor, top_k_index: torch.Tensor, num_experts: int):
+    """Experts with their tokens (T_expert, D), and the order (T * K,) of tokens and choices in which these stand, or
+    `None` if it is their own."""
+    if len(hidden_states) == 1:
+        return [(expert, hidden_states) for expert in top_k_index[0].tolist()], None
+    chosen, order = top_k_index.flatten().sort()
+    sizes = torch.bincount(chosen, minlength=num_experts).tolist()
+    tokens = hidden_states.index_select(0, order // top_k_index.shape[1])
+    return [(expert, part) for expert, part in enumerate(tokens.split(sizes)) if len(part) > 0], order
 
 
 def _in_halves(tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

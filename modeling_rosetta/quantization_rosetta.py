@@ -128,9 +128,10 @@ def is_packed(experts: nn.Module, name: str) -> bool:
     return f"{name}_packed" in experts._parameters
 
 
-def weight_of(experts: nn.Module, name: str) -> torch.Tensor:
-    """`gate_up_proj` or `down_proj` of experts that are packed."""
-    packed, scale, zero = (experts._parameters[f"{name}_{suffix}"] for suffix in ("packed", "scale", "zero"))
+def weight_of(experts: nn.Module, name: str, expert: int | None = None) -> torch.Tensor:
+    """`gate_up_proj` or `down_proj` of experts that are packed, or of one of them."""
+    parts = [experts._parameters[f"{name}_{suffix}"] for suffix in ("packed", "scale", "zero")]
+    packed, scale, zero = parts if expert is None else [part[expert] for part in parts]
     size = experts.config.hidden_size if name == "gate_up_proj" else experts.config.intermediate_size
     return unpacked(packed, scale, zero, size)
 
