@@ -43,21 +43,21 @@ def grouped_experts_forward(
     # Packed weights are unpacked as they are needed, one expert's at a time; others may be computed, for all at once.
     whole = {name: None if is_packed(experts, name) else getattr(experts, name) for name in WEIGHTS}
     parts, order = _by_expert(hidden_states, top_k_index, experts.num_experts)
-    outputs = []
+    is_single, outputs = order is None, []
     for expert, tokens in parts:
         gate_up, down = (weight_of(experts, n, expert) if w is None else w[expert] for n, w in whole.items())
-        gate, up = _in_halves(tokens, gate_up)
+        gate, up = _in_halves(tokens, gate_up, is_single)
         hidden = experts.act_fn(gate).mul_(up)
-        outputs.append(torch.cat(_in_halves(hidden, down), -1) if len(tokens) == 1 else F.linear(hidden, down))
+        outputs.append(torch.cat(_in_halves(hidden, down, is_single), -1) if is_single else F.linear(hidden, down))
     output = torch.cat(outputs)
-    if order is not None:
+    if not is_single:
         output = output.index_select(0, order.argsort())
     return torch.bmm(top_k_weights[:, None], output.view(*top_k_index.shape, -1)).squeeze(1).to(hidden_states.dtype)
 
 
 def _by_expert(hidden_states: torch.Tensor, top_k_index: torch.Tensor, num_experts: int):
-    """Experts with their tokens (T_expert, D), and the order (T * K,) of tokens and choices in which these stand, or
-    `None` if it is their own."""
+    """Experts with their tokens (T_expert, D), and the order (T * K,) of tokens and choices in which these stand;
+    `None` for a single token."""
     if len(hidden_states) == 1:
         return [(expert, hidden_states) for expert in top_k_index[0].tolist()], None
     chosen, order = top_k_index.flatten().sort()
@@ -66,13 +66,14 @@ def _by_expert(hidden_states: torch.Tensor, top_k_index: torch.Tensor, num_exper
     return [(expert, part) for expert, part in enumerate(tokens.split(sizes)) if len(part) > 0], order
 
 
-def _in_halves(tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _in_halves(tokens: torch.Tensor, weight: torch.Tensor, is_single: bool) -> tuple[torch.Tensor, ...]:
     """`F.linear` of (T, I) in two halves (T, O / 2). MKL multiplies fp32 by a batch of the two halves of a weight
-    faster than by the whole, a single token in half the time."""
+    faster than by the whole, one vector in half the time; but only that of a single token, or tokens of a batch would
+    be rounded otherwise whenever their expert has no others."""
     if weight.dtype != torch.float32:
         return F.linear(tokens, weight).chunk(2, dim=-1)
     tokens, halves = tokens.expand(2, -1, -1), weight.view(2, -1, weight.shape[1])
-    if tokens.shape[1] == 1:
+    if is_single:
         return torch.bmm(halves, tokens.mT).mT.unbind()
     return torch.bmm(tokens, halves.mT).unbind()
 

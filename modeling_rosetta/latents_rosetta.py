@@ -110,11 +110,11 @@ def _map_images(
     outputs, places = [], []
     for (height, width), images in images_of_grid.items():
         place = (starts[images, None] + torch.arange(height * width)).to(tokens.device)
-        batch = tokens[place].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        batch = tokens.index_select(0, place.flatten()).view(-1, height, width, tokens.shape[1]).permute(0, 3, 1, 2)
         output = function(batch, time_embeddings[images])
         outputs.append(output.flatten(2).transpose(1, 2).flatten(0, 1))
         places.append(place.flatten())
-    return torch.cat(outputs)[torch.cat(places).argsort()]
+    return torch.cat(outputs).index_select(0, torch.cat(places).argsort())
 
 
 __all__ = ["LatentIn", "LatentOut", "TimestepEmbedder", "grid_sizes"]

@@ -585,10 +585,11 @@ class RosettaModel(RosettaPreTrainedModel):
         return RosettaModelOutput(
             last_hidden_state=self.norm(hidden_states),
             latent_hidden_states=(
-                hidden_states.flatten(0, 1)[latent_positions] if latent_positions is not None else None
+                hidden_states.flatten(0, 1).index_select(0, latent_positions) if latent_positions is not None else None
             ),
             feature_hidden_states={
-                name: hidden_states.flatten(0, 1)[positions] for name, positions in feature_positions.items()
+                name: hidden_states.flatten(0, 1).index_select(0, positions)
+                for name, positions in feature_positions.items()
             },
             **{CACHE: past_key_values},
             routing=Routing(layout, tuple(router_logits)) if return_routing else None,
