@@ -36,7 +36,7 @@ def grouped_experts_forward(
     """
     # Reentrant checkpointing trains without gradients, too.
     is_inference = not (experts.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if not is_inference or hidden_states.device.type != "cpu" or experts._is_expert_parallel:
+    if not is_inference or hidden_states.device.type != "cpu":
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     if len(hidden_states) == 0:
         return hidden_states
