@@ -175,9 +175,11 @@ def _pull_to(weight: torch.Tensor, start: torch.Tensor, importance: torch.Tensor
         if math.isinf(strength):
             weight.copy_(start)
             continue
-        importance = importance.to(weight.device, weight.dtype, non_blocking=True)
-        pull = torch.mul(importance, strength * rate, out=pulls[: len(weight)])
-        weight.lerp_(start, pull.div_(torch.add(pull, 1, out=wholes[: len(weight)])))
+        pull, whole = pulls[: len(weight)], wholes[: len(weight)]
+        if (importance.dtype, importance.device) != (weight.dtype, weight.device):
+            importance = pull.copy_(importance, non_blocking=True)
+        torch.mul(importance, strength * rate, out=pull)
+        weight.lerp_(start, pull.div_(torch.add(pull, 1, out=whole)))
 
 
 def _relative(importances: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
