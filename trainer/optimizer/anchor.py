@@ -21,6 +21,7 @@ FILE_NAME = "anchor.safetensors"
 STORAGES = ("float32", "bfloat16", "cpu")
 SUFFIX = ".safetensors"
 SLICE_NUMEL, CPU_SLICE_NUMEL = 2**20, 2**19  # the latter's pieces stay in the processor's cache
+SMALL_NUMEL = 2**16  # up to which calls take longer than what they do
 
 
 def find_importances(source: str | os.PathLike) -> Path:
@@ -141,16 +142,19 @@ class Anchor:
         # A gradient scaler, or whoever else sets it, has had the update skipped, on the device.
         taken = 1 - getattr(optimizer, "found_inf", 0.0)
         for group in optimizer.param_groups:
+            rate, small = group["lr"] * taken, []
             for param in group["params"]:
                 name = self._anchored.get(param)
-                if name is not None and param.grad is not None:
-                    _pull_to(
-                        _local(param),
-                        self._starts[name],
-                        self._importances_of[name],
-                        self.strength,
-                        group["lr"] * taken,
-                    )
+                if name is None or param.grad is None:
+                    continue
+                pulled = _local(param), self._starts[name], self._importances_of[name]
+                if pulled[0].numel() <= SMALL_NUMEL:
+                    small.append(pulled)
+                else:
+                    _pull_to(*pulled, self.strength, rate)
+            if small:
+                weights, starts, importances = zip(*small, strict=True)
+                _pull_all_to(weights, starts, importances, self.strength, rate)
 
     def _importances(self, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         source = find_importances(self.importance_from)
@@ -180,6 +184,21 @@ def _pull_to(weight: torch.Tensor, start: torch.Tensor, importance: torch.Tensor
             importance = pull.copy_(importance, non_blocking=True)
         torch.mul(importance, strength * rate, out=pull)
         weight.lerp_(start, pull.div_(torch.add(pull, 1, out=whole)))
+
+
+def _pull_all_to(weights: tuple, starts: tuple, importances: tuple, strength: float, rate):
+    """[`_pull_to`] of many small tensors at once."""
+    starts = [start.to(weight.device, non_blocking=True) for weight, start in zip(weights, starts, strict=True)]
+    if math.isinf(strength):
+        torch._foreach_copy_(weights, starts)
+        return
+    importances = [
+        importance.to(weight.device, weight.dtype, non_blocking=True)
+        for weight, importance in zip(weights, importances, strict=True)
+    ]
+    pulls = torch._foreach_mul(importances, strength * rate)
+    torch._foreach_div_(pulls, torch._foreach_add(pulls, 1))
+    torch._foreach_lerp_(weights, starts, pulls)
 
 
 def _relative(importances: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -18,9 +18,10 @@ from trainer.lora import lora_config
 from trainer.optimizer.whole_tensors import sharded_as, whole_tensors
 
 
-@pytest.fixture
-def layer(tmp_path):
+@pytest.fixture(params=[0, 15], ids=["in pieces", "small at once"])
+def layer(request, tmp_path, monkeypatch):
     """A layer, an optimizer for it, and a function that anchors it by importances in a file, by name."""
+    monkeypatch.setattr("trainer.optimizer.anchor.SMALL_NUMEL", request.param)
     torch.manual_seed(0)
     layer = nn.Linear(5, 3, dtype=torch.float64)
     optimizer = MAOPAdamW(layer.named_parameters(), lr=0.1, weight_decay=0.0, maop=False)
@@ -65,6 +66,28 @@ def test_it_takes_the_proximal_step(storage, layer, monkeypatch):
         weight = 0.1 * 3.0 * importances[name] / mean
         # The minimum of |x - moved|^2 / 2 + weight |x - start|^2 / 2.
         torch.testing.assert_close(param, (moved[name] + weight * starts[name]) / (1 + weight), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("strength", [3.0, math.inf])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("taken", [None, 1.0])
+def test_small_tensors_at_once_get_the_bits_of_each_in_pieces(strength, storage, taken, tmp_path, monkeypatch):
+    pulled = []
+    for small in (0, 2**16):
+        monkeypatch.setattr("trainer.optimizer.anchor.SMALL_NUMEL", small)
+        torch.manual_seed(0)
+        layer = nn.Linear(67, 33)
+        save_file(_importances(layer), tmp_path / "fisher.safetensors")
+        optimizer = MAOPAdamW(layer.named_parameters(), lr=0.1, maop=False, fused=True)
+        anchor = Anchor(strength, tmp_path / "fisher.safetensors", storage=storage)
+        anchor.start(optimizer)
+        for param in layer.parameters():
+            param.grad = torch.randn_like(param)
+        if taken is not None:
+            optimizer.found_inf = torch.tensor(1 - taken)
+        optimizer.step()
+        pulled.append(torch.cat([param.detach().flatten() for param in layer.parameters()]))
+    assert torch.equal(*pulled) and pulled[0].isfinite().all()
 
 
 def test_rounded_importances_are_nearly_these(layer):
