@@ -176,7 +176,7 @@ class RosettaAttentionStream(nn.Module):
         self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(..., D) to queries (..., H, d), keys and values (..., H_kv, d)."""
+        """(T, D) to queries (T, H, d), keys and values (T, H_kv, d)."""
         per_head = (-1, self.head_dim)
         return (
             self.q_norm(self.q_proj(hidden_states).unflatten(-1, per_head)),
@@ -209,8 +209,9 @@ class RosettaAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, D) to (B, S, D) and, from eager attention, its weights (B, H, S, K); `attention_blocks` are the
         [`visible_blocks`] of `attention_mask`."""
-        projected = layout.streams.map(self.streams.values(), hidden_states)
-        query, key, value = (part.transpose(1, 2) for part in projected)
+        batch_and_length = hidden_states.shape[:2]
+        projected = layout.streams.map(self.streams.values(), hidden_states.flatten(0, 1))
+        query, key, value = (part.unflatten(0, batch_and_length).transpose(1, 2) for part in projected)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -232,7 +233,8 @@ class RosettaAttention(nn.Module):
                 dim=1,
             )
         output_projections = [stream.o_proj for stream in self.streams.values()]
-        return layout.streams.map(output_projections, output.flatten(2)), weights
+        output = layout.streams.map(output_projections, output.flatten(0, 1).flatten(1))
+        return output.unflatten(0, batch_and_length), weights
 
 
 class RosettaDecoderLayer(GradientCheckpointingLayer):
@@ -260,10 +262,11 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         """(B, S, D) to (B, S, D), with DeepStack features (L_vit, D) added at `vision_positions` (L_vit,), and the
         router logits (T_pool, E) of each pool. What has a gradient goes in by position and comes out in one tuple of
         tensors: reentrant checkpointing loses all else."""
-        normed = layout.streams.map(self.input_layernorm.values(), hidden_states)
-        hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)[0]
-        normed = layout.streams.map(self.post_attention_layernorm.values(), hidden_states)
-        output, router_logits = self.mlp(normed.flatten(0, 1), layout)
+        normed = layout.streams.map(self.input_layernorm.values(), hidden_states.flatten(0, 1))
+        attended, _ = self.self_attn(normed.view_as(hidden_states), layout=layout, **kwargs)
+        hidden_states = hidden_states + attended
+        normed = layout.streams.map(self.post_attention_layernorm.values(), hidden_states.flatten(0, 1))
+        output, router_logits = self.mlp(normed, layout)
         hidden_states = hidden_states + output.view_as(hidden_states)
         if deepstack_features is not None:
             added = hidden_states.flatten(0, 1).index_add(

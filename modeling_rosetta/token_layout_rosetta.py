@@ -57,18 +57,15 @@ class TokenGroups:
             return merged
         return torch.cat(parts).index_select(0, self.inverse)
 
-    def map(self, modules: Iterable[Callable], hidden_states: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """(B, S, ...) to what the module of each token's group, one for each, makes of it: a tensor or several."""
+    def map(self, modules: Iterable[Callable], tokens: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """(T, ...) to what the module of each token's group, one for each, makes of it: a tensor or several."""
         if self.num_groups == 1:
             (module,) = modules
-            return module(hidden_states)
-        parts = self.split(hidden_states.flatten(0, 1))
-        outputs = [module(part) for module, part in zip(modules, parts, strict=True)]
+            return module(tokens)
+        outputs = [module(part) for module, part in zip(modules, self.split(tokens), strict=True)]
         if torch.is_tensor(outputs[0]):
-            return self.merge(outputs).unflatten(0, hidden_states.shape[:2])
-        return tuple(
-            self.merge(list(output)).unflatten(0, hidden_states.shape[:2]) for output in zip(*outputs, strict=True)
-        )
+            return self.merge(outputs)
+        return tuple(self.merge(list(output)) for output in zip(*outputs, strict=True))
 
     def split_mask(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A boolean mask (T,) to one (T_group,) a group, false at tokens that a group gets but that are another's."""
