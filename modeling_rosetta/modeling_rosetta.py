@@ -56,7 +56,7 @@ from .positions_rosetta import (
     positions_in_sequence,
 )
 from .quantization_rosetta import is_packed, weight_of
-from .token_layout_rosetta import TokenLayout, token_layout
+from .token_layout_rosetta import TokenGroups, TokenLayout, token_layout
 
 
 logger = logging.get_logger(__name__)
@@ -262,11 +262,10 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
         """(B, S, D) to (B, S, D), with DeepStack features (L_vit, D) added at `vision_positions` (L_vit,), and the
         router logits (T_pool, E) of each pool. What has a gradient goes in by position and comes out in one tuple of
         tensors: reentrant checkpointing loses all else."""
-        normed = layout.streams.map(self.input_layernorm.values(), hidden_states.flatten(0, 1))
-        attended, _ = self.self_attn(normed.view_as(hidden_states), layout=layout, **kwargs)
-        hidden_states = hidden_states + attended
-        normed = layout.streams.map(self.post_attention_layernorm.values(), hidden_states.flatten(0, 1))
-        output, router_logits = self.mlp(normed, layout)
+        normed = self._norm(self.input_layernorm, hidden_states, layout.streams)
+        hidden_states = hidden_states + self.self_attn(normed, layout=layout, **kwargs)[0]
+        normed = self._norm(self.post_attention_layernorm, hidden_states, layout.streams)
+        output, router_logits = self.mlp(normed.flatten(0, 1), layout)
         hidden_states = hidden_states + output.view_as(hidden_states)
         if deepstack_features is not None:
             added = hidden_states.flatten(0, 1).index_add(
@@ -274,6 +273,13 @@ class RosettaDecoderLayer(GradientCheckpointingLayer):
             )
             hidden_states = added.view_as(hidden_states)
         return hidden_states, *router_logits.values()
+
+    @staticmethod
+    def _norm(norms: nn.ModuleDict, hidden_states: torch.Tensor, streams: TokenGroups) -> torch.Tensor:
+        if len(norms) == 1:
+            (norm,) = norms.values()
+            return norm(hidden_states)
+        return streams.map(norms.values(), hidden_states.flatten(0, 1)).view_as(hidden_states)
 
 
 class RosettaVisionModel(Qwen3VLVisionModel):
