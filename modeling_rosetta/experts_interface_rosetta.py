@@ -55,7 +55,9 @@ def grouped_experts_forward(
     return torch.bmm(top_k_weights[:, None], output.view(*top_k_index.shape, -1)).squeeze(1).to(hidden_states.dtype)
 
 
-def _by_expert(hidden_states: torch.Tensor, top_k_index: torch.Tensor, num_experts: int):
+def _by_expert(
+    hidden_states: torch.Tensor, top_k_index: torch.Tensor, num_experts: int
+) -> tuple[list[tuple[int, torch.Tensor]], torch.Tensor | None]:
     """Experts with their tokens (T_expert, D), and the order (T * K,) of tokens and choices in which these stand;
     `None` for a single token."""
     if len(hidden_states) == 1:

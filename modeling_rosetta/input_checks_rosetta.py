@@ -68,6 +68,12 @@ def check_inputs(
         for name, value in {"token_type_ids": token_type_ids, **companions}.items():
             if value is None:
                 raise ValueError(f"`{source}` needs `{name}` beside it, which is missing.")
+    if pixel_values is not None and len(pixel_values) > 0 and not torch.compiler.is_compiling():
+        patches = int(image_grid_thw.prod(-1).sum())
+        if len(pixel_values) != patches:
+            raise ValueError(
+                f"`pixel_values` must have {patches} patches, as `image_grid_thw` says, got {len(pixel_values)}."
+            )
     if noisy_latents is not None:
         images, latents = len(latent_grid_hw), sum(height * width for height, width in grid_sizes(latent_grid_hw))
         if tuple(noisy_latents.shape) != (latents, config.latent_channels):

@@ -109,3 +109,10 @@ def test_a_timestep_token_without_an_image_is_text_in_training_too():
 def test_return_dict_false_gives_a_tuple(rosetta):
     batch = sample("t")
     assert isinstance(rosetta(**batch, return_dict=False), tuple)
+
+
+def test_patches_that_do_not_fit_their_grids_are_refused(rosetta):
+    batch = sample("tu")
+    batch["pixel_values"] = batch["pixel_values"][:-1]
+    with pytest.raises(ValueError, match="`pixel_values` must have .* patches, as `image_grid_thw` says, got"):
+        rosetta(**batch)
